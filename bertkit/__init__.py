@@ -1,0 +1,1 @@
+"""bertkit: the whole life of a BERT encoder."""

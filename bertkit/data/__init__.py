@@ -1,0 +1,1 @@
+"""From token shards to masked batches; order, pairs and masks are pure functions."""

@@ -1,0 +1,172 @@
+"""Recipes: typed settings, read from TOML, overridden by dotted names, saved as resolved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import tomli_w
+from msgspec import Meta, Struct
+
+from bertkit.errors import ConfigError, UsageError
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[int, Meta(gt=0)]
+Size = Literal["tiny", "mini", "small", "medium", "base", "large"]
+
+# Layers, hidden size, heads: the sizes of Turc et al. 2019 (arXiv 1908.08962) and Devlin et al. 2018.
+SIZES: dict[str, tuple[int, int, int]] = {
+    "tiny": (2, 128, 2),
+    "mini": (4, 256, 4),
+    "small": (4, 512, 8),
+    "medium": (8, 512, 8),
+    "base": (12, 768, 12),
+    "large": (24, 1024, 16),
+}
+
+
+class ModelSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The network: BERT's own architecture at a named size, each dimension open to change."""
+
+    size: Size = "mini"
+    hidden_size: Positive | None = None
+    num_hidden_layers: Positive | None = None
+    num_attention_heads: Positive | None = None
+    intermediate_size: Positive | None = None
+    max_position_embeddings: Positive = 512
+
+
+class DataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an example is and how it is masked. All of it is a function of (seed, epoch, index)."""
+
+    objective: Literal["mlm+nsp", "mlm", "mlm+sop"] = "mlm+nsp"
+    # "long": segments of several sentences that fill max_length, as BERT's own; "sentence": one
+    # sentence a segment.
+    segments: Literal["long", "sentence"] = "long"
+    max_length: Annotated[int, Meta(ge=8)] = 128
+    short_probability: Share = 0.1
+    # The paper's second phase: the last `final_share` of training at this length; 0 is off.
+    final_max_length: Annotated[int, Meta(ge=0)] = 0
+    final_share: Share = 0.1
+    masking: Literal["token", "word", "span"] = "token"
+    mlm_probability: Annotated[float, Meta(gt=0, le=1)] = 0.15
+    mask_share: Share = 0.8
+    random_share: Share = 0.1
+    # How often an epoch passes over each DATA folder, in order; empty: once each.
+    weights: list[Annotated[float, Meta(gt=0)]] = []
+
+
+class TrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """One optimiser run. Exactly one of steps, tokens, epochs, minutes is the budget."""
+
+    steps: Positive | None = None
+    tokens: Positive | None = None
+    epochs: Annotated[float, Meta(gt=0)] | None = None
+    minutes: Annotated[float, Meta(gt=0)] | None = None
+    # Tokens of one optimiser step over all ranks; None: by size and device (see train/optim.py).
+    batch_tokens: Positive | None = None
+    # Tokens that one device takes at a time; None: as many as fit.
+    micro_tokens: Positive | None = None
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Annotated[float, Meta(gt=0)] | None = None
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.98
+    adam_epsilon: Annotated[float, Meta(gt=0)] = 1e-6
+    warmup_ratio: Share = 0.06
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    # Only for "constant": the last share of the run falls linearly to zero.
+    cooldown_ratio: Share = 0.2
+    max_grad_norm: Annotated[float, Meta(ge=0)] = 1.0
+    # Dropout while pretraining; the saved config.json keeps BERT's 0.1 for fine-tuning.
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    # A step whose loss is NaN, or whose loss stands spike_sigma deviations above the recent mean.
+    on_bad_step: Literal["skip", "stop"] = "skip"
+    spike_sigma: Annotated[float, Meta(ge=0)] = 6.0
+
+
+class CheckpointSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """When the whole state is saved; also at every stop and at the end."""
+
+    every_steps: Annotated[int, Meta(ge=0)] = 0
+    every_minutes: Annotated[float, Meta(ge=0)] = 10.0
+    keep: Positive = 2
+
+
+class LogSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is written to log.jsonl (always) and to TensorBoard (when asked)."""
+
+    every_steps: Positive = 10
+    # Evaluate on the held-out share, on fixed masks, this many times over the run, and at its end.
+    evals: Annotated[int, Meta(ge=0)] = 10
+    eval_tokens: Positive = 65536
+    tensorboard: bool = False
+
+
+class Recipe(Struct, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a pretraining run; `Recipe()` is what a new user gets."""
+
+    model: ModelSettings = msgspec.field(default_factory=ModelSettings)
+    data: DataSettings = msgspec.field(default_factory=DataSettings)
+    train: TrainSettings = msgspec.field(default_factory=TrainSettings)
+    checkpoint: CheckpointSettings = msgspec.field(default_factory=CheckpointSettings)
+    log: LogSettings = msgspec.field(default_factory=LogSettings)
+
+
+S = TypeVar("S", bound=Struct)
+
+
+def load_recipe(path: Path | None, overrides: dict[str, Any], kind: type[S]) -> S:
+    """Read a TOML recipe, lay dotted overrides over it and check every name and value.
+
+    Args:
+        path: a TOML file; None starts from the defaults.
+        overrides: {"train.steps": "1000", ...}; strings are read as the field's own type.
+        kind: the settings class, such as Recipe.
+
+    Raises:
+        ConfigError: the file cannot be read, or a name or value in it is wrong.
+        UsageError: an override names no setting, or its value does not fit.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = msgspec.toml.decode(path.read_bytes())
+            msgspec.convert(tree, kind)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for name, value in overrides.items():
+        set_dotted(tree, name, value, kind)
+    try:
+        return msgspec.convert(tree, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"settings: {error}") from error
+
+
+def set_dotted(tree: dict[str, Any], name: str, value: Any, kind: type[Struct]) -> None:
+    """Set tree["a"]["b"] for the name "a.b", refusing a name that `kind` does not have."""
+    section, _, key = name.partition(".")
+    sections = {f.name: f.type for f in msgspec.structs.fields(kind)}
+    known = sections.get(section)
+    keys = [f.name for f in msgspec.structs.fields(known)] if known and key else []
+    if key not in keys:
+        names = [f"{section}.{k}" for k in keys] or [f"{s}.*" for s in sections]
+        raise UsageError(f"no setting is called {name!r}; there are {', '.join(names)}")
+    if isinstance(value, str) and value[:1] in "[{":
+        value = msgspec.json.decode(value)
+    elif value == "none":
+        value = None
+    tree.setdefault(section, {})[key] = value
+
+
+def dump_recipe(recipe: Struct) -> str:
+    """The recipe as TOML, every value spelled out; settings that are None are left out."""
+    tree = msgspec.to_builtins(recipe)
+    return tomli_w.dumps(
+        {s: {k: v for k, v in section.items() if v is not None} for s, section in tree.items()}
+    )

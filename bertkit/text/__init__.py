@@ -1,0 +1,1 @@
+"""From bytes to sentences, words and token ids."""

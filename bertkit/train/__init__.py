@@ -1,0 +1,1 @@
+"""Training: a plain loop, and what it needs to continue exactly."""
