@@ -1,0 +1,119 @@
+"""From what a user calls a model (a folder, a run, a hub id) to a folder on this machine."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+from bertkit.checkpoint.config import CONFIG_NAME
+from bertkit.checkpoint.store import newest_step
+from bertkit.errors import CheckpointError
+
+# What a BERT needs; a hub repository often holds the same weights for three frameworks more.
+_WANTED = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+)
+_OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_HUB_ID = re.compile(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", re.ASCII)
+
+
+def resolve_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    offline: bool = False,
+) -> Path:
+    """The local folder of a model: a folder, a RUN (its model, else its newest step), a hub id.
+
+    Args:
+        name_or_path: a path, or the id of a model on the Hugging Face hub.
+        revision: branch, tag or commit of a hub model.
+        token: for private hub models; None takes the one that `hf auth login` stored.
+        offline: take a hub model only from the local cache. HF_HUB_OFFLINE=1 does the same.
+
+    Raises:
+        CheckpointError: there is no such folder, the run has no model yet, or the hub failed.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return _inside_run(path) or path
+    if path.is_file():
+        raise CheckpointError(f"{path}: a file, not a model folder; name its folder {path.parent}")
+    name = os.fspath(name_or_path)
+    if not _HUB_ID.fullmatch(name) or (path.parent.is_dir() and path.parent != Path()):
+        raise CheckpointError(f"{name}: no such folder{_beside(path)}")
+    return _download(name, revision, token, offline, _beside(path))
+
+
+def _inside_run(folder: Path) -> Path | None:
+    """The model inside a run folder; None where `folder` is not one."""
+    if (folder / CONFIG_NAME).is_file():
+        return None
+    model, steps = folder / "model", folder / "checkpoints"
+    if (model / CONFIG_NAME).is_file():
+        return model
+    if steps.is_dir():
+        if found := newest_step(steps, report=lambda line: print(line, file=sys.stderr)):
+            return found
+        raise CheckpointError(f"{folder}: the run has no whole checkpoint yet in {steps.name}/")
+    return None
+
+
+def _beside(path: Path) -> str:
+    """For a path that does not exist: the nearest folder that does, and what is in it."""
+    parent = path.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir() if entry.is_dir())
+    except OSError:
+        names = []
+    names = [name for name in names if not name.startswith((".", "__"))]
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    shown = ", ".join((close + [name for name in names if name not in close])[:8])
+    return f"; {parent.absolute()} holds the folders {shown}" if shown else ""
+
+
+def _download(
+    name: str, revision: str | None, token: str | bool | None, offline: bool, beside: str
+) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise CheckpointError(f"{name}: no such folder, and huggingface_hub is missing") from None
+
+    def snapshot(*patterns: str) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                token=token,
+                local_files_only=offline,
+                allow_patterns=list(patterns),
+            )
+        )
+
+    try:
+        folder = snapshot(*_WANTED)
+        if not any(folder.glob("*.safetensors")):
+            folder = snapshot(*_WANTED, *_OLD_WEIGHTS)
+    except Exception as error:  # the hub raises the errors of whichever HTTP library it uses
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise CheckpointError(
+            f"{name}: no such folder here{beside}; and the Hugging Face hub answered "
+            f"{type(error).__name__}: {first}"
+        ) from error
+    if not (folder / CONFIG_NAME).is_file():
+        raise CheckpointError(f"{name}: this hub repository has no {CONFIG_NAME}")
+    return folder
