@@ -45,12 +45,14 @@ def resolve_model(
     Raises:
         CheckpointError: there is no such folder, the run has no model yet, or the hub failed.
     """
-    path = Path(name_or_path).expanduser()
+    name = os.fspath(name_or_path)
+    if not name:
+        raise CheckpointError("the name of the model is empty")
+    path = Path(name).expanduser()
     if path.is_dir():
         return _inside_run(path) or path
     if path.is_file():
         raise CheckpointError(f"{path}: a file, not a model folder; name its folder {path.parent}")
-    name = os.fspath(name_or_path)
     if not _HUB_ID.fullmatch(name) or (path.parent.is_dir() and path.parent != Path()):
         raise CheckpointError(f"{name}: no such folder{_beside(path)}")
     return _download(name, revision, token, offline, _beside(path))

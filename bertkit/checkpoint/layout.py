@@ -9,16 +9,16 @@ so that reading and writing needs no conversion, only the removal of what histor
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bertkit.checkpoint.config import CONFIG_NAME, BertConfig, read_json
@@ -33,6 +33,20 @@ _WEIGHT_FILES = (
     _OLD_WEIGHTS_NAME,
     f"{_OLD_WEIGHTS_NAME}.index.json",
 )
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 
 # The key table: how names in older files end, and how they end today.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -78,8 +92,9 @@ def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All weights of a model folder by their present-day names, mapped from the disk, not read.
 
-    The tensors are private to this process (a write to one copies its page and never reaches the
-    file) and start where the file has them, so that their addresses are not aligned as torch's own.
+    The tensors are private to this process: a write to one copies its page and never reaches the
+    file. Those that the file does not align as torch aligns its memory are copied, so that a model
+    computes the same bits wherever its weights came from.
 
     Raises:
         CheckpointError: no weights are there, or a file is damaged, hostile or unreadable. One
@@ -97,21 +112,47 @@ def write_tensors(
 ) -> None:
     """Write one safetensors file atomically: beside, synced, renamed.
 
+    The library's own writer starts tensors at any multiple of 8 bytes. Mapped from there, matrix
+    kernels round differently than on torch's own memory, so here they start at multiples of 64.
+
     Raises:
         CheckpointError: the disk is full or failed; what stood at `path` is untouched.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    on_cpu = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    # Tensors of odd sizes come last, where they push no other off its place.
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].nbytes % _ALIGNMENT != 0, item[0]))
     try:
-        save_file(on_cpu, beside, metadata={"format": "pt", **(metadata or {})})
-        sync(beside)
+        with beside.open("wb") as file:
+            file.write(_header(ordered, metadata or {}))
+            for _, tensor in ordered:
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
         sync(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def _header(ordered: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> bytes:
+    """The start of a safetensors file: the length of the table, the table, blanks."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        shape = list(tensor.shape)
+        table[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    raw = json.dumps(table, separators=(",", ":")).encode()
+    raw += b" " * (-(8 + len(raw)) % _ALIGNMENT)
+    return len(raw).to_bytes(8, "little") + raw
 
 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
@@ -125,9 +166,13 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: _aligned(file.get_tensor(name)) for name in file.keys()}
     except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file: {_line(error)}") from error
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -179,7 +224,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not a table of tensors")
     for name, tensor in tree.items():
         _check_pickled(path, name, tensor)
-    return {name: tensor.detach() for name, tensor in tree.items()}
+    return {name: _aligned(tensor.detach().contiguous()) for name, tensor in tree.items()}
 
 
 def _check_stored(path: Path) -> None:
