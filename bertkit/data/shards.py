@@ -409,6 +409,16 @@ class TokenStore:
             found[here] = self.shard_tokens[k] + self.shards[k].offsets[local]
         return found
 
+    def sentence_at(self, tokens: Ints) -> Ints:
+        """The first sentence that starts at or after so many tokens of the store."""
+        n = np.searchsorted(self.shard_tokens[1:-1], tokens, side="left")
+        found = np.empty(len(tokens), dtype=np.int64)
+        for k in np.unique(n):
+            here = n == k
+            local = tokens[here] - self.shard_tokens[k]
+            found[here] = self.shard_sentences[k] + np.searchsorted(self.shards[k].offsets, local)
+        return found
+
     def gather(self, starts: Ints, lengths: Ints) -> Tokens:
         """Token ranges laid end to end; a range counts tokens over the store, in one shard."""
         out = np.empty(int(lengths.sum()), dtype=self.index.dtype)
