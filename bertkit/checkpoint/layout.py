@@ -50,11 +50,11 @@ _ALIGNMENT = 64  # bytes, as torch aligns its own memory
 
 # The key table: how names in older files end, and how they end today.
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-# In files, the same numbers a second time: the name, and where they stand in the model.
-_TWICE = {
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
+_WORDS = "bert.embeddings.word_embeddings.weight"
+_BIAS = "cls.predictions.bias"
+# What the output matrix computes with. Tied, it is the word embeddings, and files leave it out or
+# hold it twice; untied, transformers 5 wants both, and reads the bias from here.
+_DECODER, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
 # A buffer that transformers saved until 2023: 0, 1, 2, ...
 _DROPPED = "embeddings.position_ids"
 
@@ -80,13 +80,11 @@ def write_model_folder(folder: Path, state: Mapping[str, Tensor], config: BertCo
 
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`state` less the tensors that another name in it already gives."""
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not (first := state.get(_TWICE.get(name, ""), None)) is not None
-        or tensor.data_ptr() != first.data_ptr()
-    }
+    """`state` less a tied output matrix and its bias, which other names in it already give."""
+    words, decoder = state.get(_WORDS), state.get(_DECODER)
+    if words is None or decoder is None or words.data_ptr() != decoder.data_ptr():
+        return dict(state)
+    return {name: t for name, t in state.items() if name not in (_DECODER, _DECODER_BIAS)}
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -254,11 +252,8 @@ def _present_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: holds {present!r} twice, once as {name!r}")
         if not present.endswith(_DROPPED):
             found[present] = tensor
-    # Where only the copy is there, it serves as the first.
-    for copy, first in _TWICE.items():
-        if copy in found and first == "cls.predictions.bias":
-            found.setdefault(first, found[copy])
-            del found[copy]
+    if _DECODER_BIAS in found:
+        found[_BIAS] = found.pop(_DECODER_BIAS)
     return found
 
 
