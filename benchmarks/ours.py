@@ -1,0 +1,89 @@
+"""Our side of the pretraining step: the model, its loss, ragged batches made from examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.examples import Example, real_tokens
+from bertkit.batch import PretrainBatch, Readers
+from bertkit.checkpoint.config import BertConfig
+
+# A batch and the positions that its heads read, both ready on the device, as the loader hands them.
+Ready = tuple[PretrainBatch, Readers]
+
+
+def our_model(size: str, vocab_size: int, dropout: float, length: int) -> Any:
+    """A freshly initialised BertForPreTraining in training mode."""
+    from bertkit.model.heads import BertForPreTraining
+
+    config = BertConfig.of_size(
+        size,
+        vocab_size=vocab_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        max_position_embeddings=max(512, length),
+    )
+    torch.manual_seed(0)
+    return BertForPreTraining(config).train()
+
+
+def our_loss(model: Any, compile_it: bool) -> Callable[[Ready], Tensor]:
+    """Mean masked-word loss plus mean pair loss of a ready batch."""
+    sums_of = torch.compile(model.pretraining_sums) if compile_it else model.pretraining_sums
+
+    def loss_of(item: Ready) -> Tensor:
+        batch, readers = item
+        sums = sums_of(batch, readers)
+        loss: Tensor = sums.mlm / len(batch.mlm_labels) + sums.nsp / len(batch.lengths)
+        return loss
+
+    return loss_of
+
+
+def ready(examples: Sequence[Example], pad: int, length: int, pad_to: int, device: str) -> Ready:
+    """A ragged batch on the device, filled to `pad_to` tokens where that is not 0."""
+    batch = ragged_batch(examples, pad, length, pad_to)
+    readers = batch.readers(first=True)
+    return batch.to(device), readers.to(device)
+
+
+def ragged_batch(
+    examples: Sequence[Example], pad: int, length: int, pad_to: int = 0
+) -> PretrainBatch:
+    """Examples laid end to end, longest first, filled to `pad_to` tokens with padding sequences."""
+    ordered = sorted(examples, key=lambda example: -len(example.ids))
+    real = real_tokens(ordered)
+    fill = max(0, pad_to - real)
+    extra = [length] * (fill // length) + ([fill % length] if fill % length else [])
+    lengths = np.array([len(e.ids) for e in ordered] + extra, np.int64)
+    filler = np.zeros(fill, np.int64)
+    labels = np.concatenate([e.labels for e in ordered])
+    positions = np.flatnonzero(labels >= 0)
+    return PretrainBatch(
+        input_ids=torch.from_numpy(np.concatenate([*(e.ids for e in ordered), filler + pad])),
+        token_type_ids=torch.from_numpy(np.concatenate([*(e.types for e in ordered), filler])),
+        position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
+        lengths=torch.from_numpy(lengths),
+        mlm_positions=torch.from_numpy(positions),
+        mlm_labels=torch.from_numpy(labels[positions]),
+        nsp_labels=torch.tensor([e.next_label for e in ordered] + [-100] * len(extra)),
+        real_tokens=real,
+    )
+
+
+def token_batches(examples: Sequence[Example], budget: int) -> list[list[Example]]:
+    """Consecutive examples in groups of at most `budget` tokens, as a step's budget cuts them."""
+    groups: list[list[Example]] = [[]]
+    used = 0
+    for example in examples:
+        if used + len(example.ids) > budget and groups[-1]:
+            groups.append([])
+            used = 0
+        groups[-1].append(example)
+        used += len(example.ids)
+    return groups
