@@ -23,17 +23,19 @@ _CLOSERS = r"""["'”’＂＇)\]}）】」』》〉〕］｝»›]"""
 _OPENERS = "\"'“‘＂＇([{（【「『《〈〔［｛«‹¿¡*-–—"
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 
-# Three ways to end: a wide stop (and the Chinese ellipsis ……) ends at once; a narrow one needs
-# white space and no lower-case letter behind it, or a Han character right behind ! and ?; a blank
-# line always ends. The first item is one plain character set, for which `re` has a fast scan.
+# Ways to end: a long small word, a full stop, a capital; a blank line; a wide stop (and the Chinese
+# ellipsis ……), at once. And, in doubt (group 1): a stop with white space and no lower-case letter
+# behind it, or ! and ? with a Han character right behind. The first item is one plain character
+# set, for which `re` has a fast scan.
 _CANDIDATE = re.compile(
     rf"""
     [.!?…。！？；｡\n]
-    (?: (?<=\n)[^\S\n]*\n\s*
+    (?: (?<=[a-z]{{5}}\.)(?<!pprox\.)(?<!trans\.)(?<!assoc\.)(?<!essrs\.)\s+(?=[A-Z])
+    |   (?<=\n)[^\S\n]*\n\s*
     |   (?<!\n)(?<![.!?…。！？；｡].)  # never from the middle of a run: that would be quadratic
-        [.!?…。！？；｡]*+ (?P<end>
-          (?: (?<=[。！？；｡]) | (?<=……) ) {_CLOSERS}*+ (?![，、,：:]) (?P<wide>\s*)
-        | {_CLOSERS}*+ (?: \s+(?![a-z\s]) | (?<![.…])(?=[{_HAN}]) )
+        [.!?…。！？；｡]*+
+        (?: (?: (?<=[。！？；｡]) | (?<=……) ) {_CLOSERS}*+ (?![，、,：:])\s*
+        |   ({_CLOSERS}*+ (?: \s+(?![a-z\s]) | (?<![.…])(?=[{_HAN}]) ))
         )
     )
     """,
@@ -73,8 +75,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     size = len(text)
     start = size - len(text.lstrip())
     for match in _CANDIDATE.finditer(text, start):
-        certain = match["end"] is None or match["wide"] is not None
-        if not certain and not _ends(text, start, match) and match["end"].count("\n") < 2:
+        if match.lastindex and not _ends(text, start, match) and match[1].count("\n") < 2:
             continue
         stop = match.end()
         spans.append((start, start + len(text[start:stop].rstrip())))

@@ -56,6 +56,12 @@ def test_added_tokens_are_found(added: str) -> None:
     same(tok, WordCache(tok), texts)
 
 
+def test_no_sentence_and_an_empty_one() -> None:
+    tok = tokenizer()
+    for texts in ([], [""], ["", "a"], ["a\nb", "c"], ["[", "]"]):
+        same(tok, WordCache(tok), texts)
+
+
 def test_long_words() -> None:
     tok = tokenizer()
     same(tok, WordCache(tok), ["a" * n for n in (63, 64, 65, 99, 100, 101, 5000)])
