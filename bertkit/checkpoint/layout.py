@@ -91,8 +91,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All weights of a model folder by their present-day names, mapped from the disk, not read.
 
     The tensors are private to this process: a write to one copies its page and never reaches the
-    file. Those that the file does not align as torch aligns its memory are copied, so that a model
-    computes the same bits wherever its weights came from.
+    file. Their addresses are what the file makes them: see `aligned`.
 
     Raises:
         CheckpointError: no weights are there, or a file is damaged, hostile or unreadable. One
@@ -111,7 +110,7 @@ def write_tensors(
     """Write one safetensors file atomically: beside, synced, renamed.
 
     The library's own writer starts tensors at any multiple of 8 bytes. Mapped from there, matrix
-    kernels round differently than on torch's own memory, so here they start at multiples of 64.
+    kernels round differently than on torch's own memory: here they start at multiples of 64.
 
     Raises:
         CheckpointError: the disk is full or failed; what stood at `path` is untouched.
@@ -164,12 +163,17 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: _aligned(file.get_tensor(name)) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path}: damaged or no safetensors file: {_line(error)}") from error
 
 
-def _aligned(tensor: Tensor) -> Tensor:
+def aligned(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy of it where a file has put it elsewhere than torch puts its own memory.
+
+    Matrix kernels round differently on such addresses; a model is to compute the same bits
+    wherever its weights came from.
+    """
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
@@ -222,7 +226,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not a table of tensors")
     for name, tensor in tree.items():
         _check_pickled(path, name, tensor)
-    return {name: _aligned(tensor.detach().contiguous()) for name, tensor in tree.items()}
+    return {name: tensor.detach().contiguous() for name, tensor in tree.items()}
 
 
 def _check_stored(path: Path) -> None:

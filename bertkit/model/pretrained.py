@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bertkit.checkpoint.config import CONFIG_NAME, BertConfig
 from bertkit.checkpoint.hub import resolve_model
-from bertkit.checkpoint.layout import WEIGHTS_NAME, read_tensors, write_model_folder
+from bertkit.checkpoint.layout import WEIGHTS_NAME, aligned, read_tensors, write_model_folder
 from bertkit.errors import CheckpointError, UsageError
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -88,9 +88,9 @@ class PretrainedModel(nn.Module):
     ) -> Any:
         """Build the model of a folder, a run or a hub id, in eval mode.
 
-        The weights are mapped from the file, not copied: a page is read when it is first used,
-        and processes that open the same file share it. Heads that the checkpoint lacks are
-        initialised, told in `load_report` and logged.
+        Weights that bertkit wrote are mapped from the file, not copied: a page is read when it is
+        first used, and processes that open the same file share it. Heads that the checkpoint
+        lacks are initialised, told in `load_report` and logged.
 
         Args:
             name_or_path: a model folder, a run folder, or an id on the Hugging Face hub.
@@ -147,7 +147,7 @@ class PretrainedModel(nn.Module):
         missing = expected.keys() - found.keys()
         _check_encoder_is_there(missing, folder, cls.base_model_prefix)
         dtype = dtype or _stored_dtype(used, folder)
-        given = {name: tensor.to(dtype) for name, tensor in used.items()}
+        given = {name: aligned(tensor).to(dtype) for name, tensor in used.items()}
         fresh = missing | resized
         given |= {name: torch.empty(expected[name].shape, dtype=dtype) for name in fresh}
         model.load_state_dict(given, strict=False, assign=True)
