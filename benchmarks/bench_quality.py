@@ -32,6 +32,7 @@ from benchmarks import peers, report
 from benchmarks.examples import MASK_RATE, NOT_MASKED
 from benchmarks.recipe_peer import Mark, Recipe, RecipeSettings, read_marks, write_marks
 from bertkit.data.shards import TokenStore
+from bertkit.runtime import pick_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -155,7 +156,7 @@ def run_peer(options: Options, tokenizer: Any) -> list[Mark]:
         mark_seconds=options.minutes * 60 / options.marks,
         batch=options.batch,
         learning_rate=options.learning_rate,
-        dtype=report.choose_precision(options.precision, "cpu"),
+        dtype=pick_dtype(torch.device("cpu"), options.precision),
         compile=options.peer_compile,
     )
     return Recipe(settings, tokenizer, out).run(rows)
@@ -254,7 +255,7 @@ def write_results(options: Options, held_out: HeldOut) -> None:
         for name, marks in sides.items()
         for mark in marks
     ]
-    dtype = report.choose_precision(options.precision, "cpu")
+    dtype = pick_dtype(torch.device("cpu"), options.precision)
     masked = int((held_out.labels != NOT_MASKED).sum())
     intro = (
         f"BERT-{options.size}, {'bf16' if dtype == torch.bfloat16 else 'fp32'}, vocabulary "

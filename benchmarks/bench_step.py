@@ -12,10 +12,10 @@ length for ours, rows for the peer) at which it is fastest.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from benchmarks.examples import (
     read_corpus,
     real_tokens,
 )
+from bertkit.runtime import Runtime, has_compiler, pick_dtype, start
 from bertkit.settings import SIZES
 
 KIND_TEXT = {
@@ -95,14 +96,18 @@ DEFAULTS = Options()
 
 @dataclass(slots=True)
 class Side:
-    """A model with its optimizer; how batches are made for it; what its loss is."""
+    """A model with its optimizer; how batches are made for it; what its loss is.
+
+    `around` is the state of torch that a side trains in: ours uses deterministic algorithms on a
+    CPU, as `bertkit pretrain` does, and pays for them; the peer is not held to that.
+    """
 
     name: str
     parameters: list[torch.nn.Parameter]
     loss_of: Callable[[Any], Tensor]
     make_batches: Callable[[Sequence[Example], int], list[Any]]
-    dtype: torch.dtype
-    device: str
+    machine: Runtime
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -111,20 +116,28 @@ class Side:
     def step(self, batch: Any) -> None:
         """One optimizer step; the same code for both sides."""
         self.optimizer.zero_grad(set_to_none=True)
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with self.machine.autocast():
             loss = self.loss_of(batch)
         loss.backward()
         self.optimizer.step()
 
     def rate(self, batches: Sequence[Any], tokens: int) -> float:
         """Real tokens a second of one pass over `batches`."""
-        report.synchronize(self.device)
-        start = time.perf_counter()
-        for batch in batches:
-            self.step(batch)
-        report.synchronize(self.device)
-        return tokens / (time.perf_counter() - start)
+        device = self.machine.device.type
+        with self.around():
+            report.synchronize(device)
+            begin = time.perf_counter()
+            for batch in batches:
+                self.step(batch)
+            report.synchronize(device)
+            return tokens / (time.perf_counter() - begin)
+
+
+def machine_of(options: Options) -> Runtime:
+    """Device and precision of both sides: bf16 where the hardware multiplies it, else fp32."""
+    device = torch.device(options.device)
+    dtype = pick_dtype(device, options.precision)
+    return Runtime(device, dtype, rank=0, world=1, threads=torch.get_num_threads())
 
 
 def peer_side(options: Options, vocabulary: Vocabulary, kind: Kind, compile_it: bool) -> Side:
@@ -144,8 +157,7 @@ def peer_side(options: Options, vocabulary: Vocabulary, kind: Kind, compile_it: 
         parameters=list(model.parameters()),
         loss_of=lambda batch: forward(**batch).loss,
         make_batches=make_batches,
-        dtype=report.choose_precision(options.precision, options.device),
-        device=options.device,
+        machine=machine_of(options),
     )
 
 
@@ -153,23 +165,19 @@ def our_side(options: Options, vocabulary: Vocabulary, compile_it: bool) -> Side
     """BertForPreTraining of bertkit on ragged batches of rows * length tokens."""
     model = ours.our_model(options.size, vocabulary.size, options.dropout, options.length)
     model.to(options.device)
+    machine = machine_of(options)
 
     def make_batches(examples: Sequence[Example], rows: int) -> list[Any]:
-        budget = rows * options.length
-        pad_to = budget if compile_it else 0  # one shape to compile; its padding is timed
-        groups = ours.token_batches(examples, budget)
-        return [
-            ours.ready(group, vocabulary.pad, options.length, pad_to, options.device)
-            for group in groups
-        ]
+        groups = ours.token_batches(examples, rows * options.length)
+        return [ours.ready(group, machine.device) for group in groups]
 
     return Side(
         name="bertkit, compiled" if compile_it else "bertkit, eager",
         parameters=list(model.parameters()),
-        loss_of=ours.our_loss(model, compile_it),
+        loss_of=ours.our_loss(model, machine, compile_it),
         make_batches=make_batches,
-        dtype=report.choose_precision(options.precision, options.device),
-        device=options.device,
+        machine=machine,
+        around=partial(start, options.device, options.precision),
     )
 
 
@@ -180,8 +188,8 @@ def best_batch(side: Side, examples: Sequence[Example], sizes: Sequence[int]) ->
     for size in sizes:
         batches = side.make_batches(share, size)
         try:
-            for batch in batches[:2]:  # compiles, allocates
-                side.step(batch)
+            # Compiled code must see every shape first; eager code only allocates.
+            side.rate(batches if "compiled" in side.name else batches[:2], 0)
             rates[size] = side.rate(batches, real_tokens(share))
             report.say(f"{side.name}: batch {size}: {rates[size]:,.0f} tokens/s")
         except torch.OutOfMemoryError:
@@ -327,8 +335,8 @@ def main(options: Annotated[Options, cyclopts.Parameter(name="*")] = DEFAULTS) -
         torch.set_num_threads(options.threads)
     # TF32 where a GPU is asked for fp32: the peer's documentation advises it too.
     torch.set_float32_matmul_precision("high")
-    if options.compile and not (shutil.which("c++") or shutil.which("g++")):
-        raise SystemExit("torch.compile needs a C++ compiler; without one say --no_compile")
+    if options.compile and not has_compiler(torch.device(options.device)):
+        raise SystemExit("torch.compile needs a C++ compiler or Triton; else say --no_compile")
     torch._dynamo.config.recompile_limit = 64
     vocabulary, documents = load_text(options)
     outcomes = []
@@ -336,7 +344,7 @@ def main(options: Annotated[Options, cyclopts.Parameter(name="*")] = DEFAULTS) -
         report.say(f"-- {KIND_TEXT[kind].format(length=options.length)}")
         torch._dynamo.reset()
         outcomes.append(measure(options, vocabulary, documents, kind))
-    write_results(options, outcomes, report.choose_precision(options.precision, options.device))
+    write_results(options, outcomes, machine_of(options).dtype)
 
 
 def load_text(options: Options) -> tuple[Vocabulary, Documents]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from benchmarks.examples import Example, real_tokens
 from bertkit.batch import PretrainBatch, Readers
 from bertkit.checkpoint.config import BertConfig
+from bertkit.runtime import Runtime
+from bertkit.train.step import wrap
 
 # A batch and the positions that its heads read, both ready on the device, as the loader hands them.
 Ready = tuple[PretrainBatch, Readers]
@@ -32,47 +34,41 @@ def our_model(size: str, vocab_size: int, dropout: float, length: int) -> Any:
     return BertForPreTraining(config).train()
 
 
-def our_loss(model: Any, compile_it: bool) -> Callable[[Ready], Tensor]:
-    """Mean masked-word loss plus mean pair loss of a ready batch."""
-    sums_of = torch.compile(model.pretraining_sums) if compile_it else model.pretraining_sums
+def our_loss(model: Any, machine: Runtime, compile_it: bool) -> Callable[[Ready], Tensor]:
+    """The loss that `bertkit pretrain` steps on: its own module, its own way of compiling."""
+    module = wrap(model, machine, compile_it)
 
     def loss_of(item: Ready) -> Tensor:
         batch, readers = item
-        sums = sums_of(batch, readers)
-        loss: Tensor = sums.mlm / len(batch.mlm_labels) + sums.nsp / len(batch.lengths)
+        loss: Tensor
+        loss, _ = module(batch, readers, float(len(batch.mlm_labels)), float(len(batch.lengths)))
         return loss
 
     return loss_of
 
 
-def ready(examples: Sequence[Example], pad: int, length: int, pad_to: int, device: str) -> Ready:
-    """A ragged batch on the device, filled to `pad_to` tokens where that is not 0."""
-    batch = ragged_batch(examples, pad, length, pad_to)
+def ready(examples: Sequence[Example], device: str | torch.device) -> Ready:
+    """A ragged batch on the device."""
+    batch = ragged_batch(examples)
     readers = batch.readers(first=True)
     return batch.to(device), readers.to(device)
 
 
-def ragged_batch(
-    examples: Sequence[Example], pad: int, length: int, pad_to: int = 0
-) -> PretrainBatch:
-    """Examples laid end to end, longest first, filled to `pad_to` tokens with padding sequences."""
+def ragged_batch(examples: Sequence[Example]) -> PretrainBatch:
+    """Examples laid end to end, longest first, as bertkit's loader lays them."""
     ordered = sorted(examples, key=lambda example: -len(example.ids))
-    real = real_tokens(ordered)
-    fill = max(0, pad_to - real)
-    extra = [length] * (fill // length) + ([fill % length] if fill % length else [])
-    lengths = np.array([len(e.ids) for e in ordered] + extra, np.int64)
-    filler = np.zeros(fill, np.int64)
+    lengths = np.array([len(e.ids) for e in ordered], np.int64)
     labels = np.concatenate([e.labels for e in ordered])
     positions = np.flatnonzero(labels >= 0)
     return PretrainBatch(
-        input_ids=torch.from_numpy(np.concatenate([*(e.ids for e in ordered), filler + pad])),
-        token_type_ids=torch.from_numpy(np.concatenate([*(e.types for e in ordered), filler])),
+        input_ids=torch.from_numpy(np.concatenate([e.ids for e in ordered])),
+        token_type_ids=torch.from_numpy(np.concatenate([e.types for e in ordered])),
         position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])),
         lengths=torch.from_numpy(lengths),
         mlm_positions=torch.from_numpy(positions),
         mlm_labels=torch.from_numpy(labels[positions]),
-        nsp_labels=torch.tensor([e.next_label for e in ordered] + [-100] * len(extra)),
-        real_tokens=real,
+        nsp_labels=torch.tensor([e.next_label for e in ordered]),
+        real_tokens=real_tokens(ordered),
     )
 
 

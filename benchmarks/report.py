@@ -46,11 +46,6 @@ class Machine:
     python: str
     versions: dict[str, str]
 
-    @property
-    def has_bf16(self) -> bool:
-        """Whether the processor multiplies bf16 matrices itself."""
-        return bool({"avx512_bf16", "amx_bf16"} & set(self.cpu_flags))
-
     def sentence(self) -> str:
         """The machine in one line of Markdown."""
         flags = ", ".join(self.cpu_flags) or "none of " + ", ".join(CPU_FLAGS)
@@ -82,18 +77,6 @@ def describe_machine(device: str = "cpu") -> Machine:
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
     )
-
-
-def choose_precision(asked: str, device: str) -> torch.dtype:
-    """The precision of both sides: bf16 where the hardware multiplies it, else fp32.
-
-    Without such instructions bf16 is emulated and several times slower than fp32, so asking for it
-    there would only hold the peer back.
-    """
-    if asked == "auto":
-        fast = device.startswith("cuda") or describe_machine().has_bf16
-        return torch.bfloat16 if fast else torch.float32
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[asked]
 
 
 def synchronize(device: str) -> None:
