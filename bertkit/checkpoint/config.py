@@ -9,12 +9,12 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from bertkit.checkpoint.files import CONFIG_NAME, read_json, write_atomically
+from bertkit.checkpoint.hub import resolve_model
 from bertkit.errors import ConfigError
 from bertkit.settings import SIZES
 
-CONFIG_NAME = "config.json"
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
-_MAX_JSON_BYTES = 20_000_000
 
 # The largest value that each dimension may take: far above any BERT, far below what a hostile
 # file would need to exhaust the machine while the model is laid out.
@@ -215,8 +215,6 @@ class BertConfig:
             ConfigError: the file cannot be read, or describes something that is not a BERT.
             CheckpointError: there is no such folder or model.
         """
-        from bertkit.checkpoint.hub import resolve_model
-
         path = Path(name_or_path)
         if not path.is_file():
             folder = resolve_model(
@@ -243,8 +241,6 @@ class BertConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json` into `folder`, which is made where it is missing."""
-        from bertkit.checkpoint.files import write_atomically
-
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
 
@@ -258,31 +254,6 @@ class BertConfig:
 
 
 _FIELDS = [name for name in BertConfig.__annotations__ if name != "model_type"]
-
-
-def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read a JSON object from a file whose content nobody vouches for.
-
-    Raises:
-        ConfigError: one line: the file is missing, too large, not UTF-8, not JSON, nested too
-            deeply, or not an object.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(raw) > limit:
-        raise ConfigError(f"{path}: over {limit // 1_000_000} MB; not a file of this kind")
-    try:
-        tree = json.loads(raw.decode("utf-8-sig"))
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deeply") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}, not a JSON object")
-    return tree
 
 
 def _default_labels(count: int) -> dict[int, str]:

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from bertkit.checkpoint.config import CONFIG_NAME
+from bertkit.checkpoint.files import CONFIG_NAME
 from bertkit.checkpoint.store import newest_step
 from bertkit.errors import CheckpointError
 

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bertkit.checkpoint.config import CONFIG_NAME, BertConfig, read_json
-from bertkit.checkpoint.files import sync, write_atomically
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.files import CONFIG_NAME, read_json, sync, write_atomically
 from bertkit.errors import CheckpointError, ConfigError
 
 WEIGHTS_NAME = "model.safetensors"

@@ -20,8 +20,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bertkit.checkpoint.config import read_json
-from bertkit.checkpoint.files import sync, write_atomically
+from bertkit.checkpoint.files import read_json, sync, write_atomically
 from bertkit.errors import CheckpointError, ConfigError
 
 MANIFEST_NAME = "manifest.json"

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from bertkit.checkpoint.config import CONFIG_NAME, BertConfig
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.files import CONFIG_NAME
 from bertkit.checkpoint.hub import resolve_model
 from bertkit.checkpoint.layout import WEIGHTS_NAME, aligned, read_tensors, write_model_folder
 from bertkit.errors import CheckpointError, UsageError

@@ -6,7 +6,8 @@ import os
 from functools import cached_property
 from typing import Any
 
-from bertkit.checkpoint.config import CONFIG_NAME, BertConfig
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.files import CONFIG_NAME
 from bertkit.checkpoint.hub import resolve_model
 from bertkit.checkpoint.layout import read_tensors
 from bertkit.errors import MissingHeadError
