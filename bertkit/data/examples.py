@@ -421,13 +421,15 @@ def sentence_pairs(
     # The same words may stand elsewhere too: such a B is drawn again, and after 20 draws given up.
     open_ = np.nonzero(random)[0]
     for attempt in range(20):
-        a = first[open_]
-        b, _ = choose_elsewhere(bounds, own[a], a, a + 2, hash_u64(keys[open_], attempt))
-        good = np.array([k >= 0 and flat[k] != flat[i + 1] for i, k in zip(a, b, strict=True)])
-        chosen[open_[good.astype(np.bool_)]] = b[good.astype(np.bool_)]
-        open_ = open_[~good.astype(np.bool_)]
         if len(open_) == 0:
             break
+        a = first[open_]
+        b, _ = choose_elsewhere(bounds, own[a], a, a + 2, hash_u64(keys[open_], attempt))
+        good = np.array(
+            [k >= 0 and flat[k] != flat[i + 1] for i, k in zip(a, b, strict=True)], bool
+        )
+        chosen[open_[good]] = b[good]
+        open_ = open_[~good]
     random[open_] = False
     return [
         (flat[i], flat[k], not r) for i, k, r in zip(first, chosen, random.tolist(), strict=True)
