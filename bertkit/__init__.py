@@ -9,18 +9,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bertkit.checkpoint.config import BertConfig
+    from bertkit.data.examples import build_pair, sentence_pairs
+    from bertkit.data.masking import mask_tokens
     from bertkit.errors import BertkitError
+    from bertkit.model.bert import BertModel
+    from bertkit.model.heads import (
+        BertForMaskedLM,
+        BertForNextSentencePrediction,
+        BertForPreTraining,
+    )
+    from bertkit.model.losses import BertPretrainingLoss
+    from bertkit.tasks.load import load
+    from bertkit.text.tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = "0.1.0"
 
 HOMES = {
     "BertConfig": "bertkit.checkpoint.config",
+    "BertForMaskedLM": "bertkit.model.heads",
+    "BertForNextSentencePrediction": "bertkit.model.heads",
+    "BertForPreTraining": "bertkit.model.heads",
+    "BertModel": "bertkit.model.bert",
+    "BertPretrainingLoss": "bertkit.model.losses",
+    "BertTokenizer": "bertkit.text.tokenizer",
+    "BertTokenizerFast": "bertkit.text.tokenizer",
     "BertkitError": "bertkit.errors",
+    "build_pair": "bertkit.data.examples",
+    "load": "bertkit.tasks.load",
+    "mask_tokens": "bertkit.data.masking",
+    "sentence_pairs": "bertkit.data.examples",
 }
 
 __all__ = [
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertModel",
+    "BertPretrainingLoss",
+    "BertTokenizer",
+    "BertTokenizerFast",
     "BertkitError",
+    "build_pair",
+    "load",
+    "mask_tokens",
+    "sentence_pairs",
 ]
 
 

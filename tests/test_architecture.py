@@ -19,6 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = """
 __main__
 cli | demo
+verbs
 bertkit
 serve
 explain

@@ -10,7 +10,18 @@ import bertkit
 
 NAMES = [
     "BertConfig",
+    "BertForMaskedLM",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertModel",
+    "BertPretrainingLoss",
+    "BertTokenizer",
+    "BertTokenizerFast",
     "BertkitError",
+    "build_pair",
+    "load",
+    "mask_tokens",
+    "sentence_pairs",
 ]
 
 

@@ -1,0 +1,88 @@
+"""The command line: which verbs there are, and what becomes of errors.
+
+Importing this module loads no torch: each verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from bertkit import __version__
+from bertkit.errors import BertkitError, UsageError
+from bertkit.verbs import ask, corpus, doctor, pretrain
+
+DONE, BAD_INPUT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = App(
+    name="bertkit",
+    help="The whole life of a BERT encoder, from plain text on.",
+    version=__version__,
+    help_format="plaintext",
+    help_formatter="plain",
+    default_parameter=Parameter(negative=(), name_transform=lambda name: name),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+app.command(corpus.vocab)
+app.command(corpus.prepare)
+app.command(pretrain.pretrain)
+app.command(ask.fill)
+app.command(ask.next_sentence, name="next")
+app.command(doctor.doctor)
+# Named, not imported: the demo stands beside the command line and runs it.
+app.command(
+    "bertkit.demo:demo",
+    name="demo",
+    help="The whole story in five minutes, on English text that this machine has already.",
+)
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Let --skip-bad-rows stand for --skip_bad_rows, up to a bare --."""
+    spelled: list[str] = []
+    for index, argument in enumerate(arguments):
+        if argument == "--":
+            return [*spelled, *arguments[index:]]
+        flag, equals, value = argument.partition("=")
+        if flag.startswith("--"):
+            flag = "--" + flag[2:].replace("-", "_")
+        spelled.append(flag + equals + value)
+    return spelled
+
+
+def fail(error: Exception, code: int) -> int:
+    """Say what is wrong in one line on standard error."""
+    print(f"bertkit: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    0 done, 1 the input or the model is bad, 2 wrong usage, 130 interrupted with everything saved.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        app(with_underscores(given))
+        sys.stdout.flush()
+        return DONE
+    except (CycloptsError, BertkitError, OSError) as error:
+        if debug:
+            raise
+        if isinstance(error, BrokenPipeError):
+            # The reader, such as `head`, has seen enough. Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        return fail(
+            error, BAD_USAGE if isinstance(error, CycloptsError | UsageError) else BAD_INPUT
+        )
+    except KeyboardInterrupt:
+        print("bertkit: interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,249 @@
+"""`bertkit vocab` and `bertkit prepare`: from plain text to a vocabulary and to token shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from zlib import crc32
+
+from cyclopts import Parameter
+
+from bertkit.errors import UsageError
+from bertkit.verbs.options import Common, Report, Switch
+
+if TYPE_CHECKING:
+    from bertkit.text.corpus import CorpusOptions, CorpusReport
+    from bertkit.text.vocab import VocabReport
+    from bertkit.train.prepare import PrepareEvent, PrepareReport
+
+# One paragraph in so many is kept from the vocabulary, to measure its coverage on; at most so many
+# characters of them are held in memory.
+HELD_OUT_EVERY, HELD_OUT_CHARACTERS = 100, 2_000_000
+
+Corpus = Annotated[
+    list[str],
+    Parameter(
+        help="Files (.txt .jsonl .csv .tsv .parquet; .gz .bz2 .xz .zst), folders, globs; - is "
+        "standard input."
+    ),
+]
+
+
+@Parameter(name="*", group="Reading the corpus")
+@dataclass(kw_only=True)
+class ReadingOptions:
+    """How the files of a corpus are read."""
+
+    field: Annotated[str, Parameter(help="The field or column that holds the text.")] = "text"
+    documents: Annotated[
+        Literal["auto", "line", "file"],
+        Parameter(help="Where documents end in plain text: at blank lines, lines, or files."),
+    ] = "auto"
+    skip_bad_rows: Annotated[
+        bool, Switch, Parameter(help="Count bad rows and go on, instead of stopping at the first.")
+    ] = False
+    encoding: Annotated[str, Parameter(help="Encoding of text files.")] = "utf-8"
+    max_line_chars: Annotated[int, Parameter(help="A longer line is a bad row.")] = 1_000_000
+
+    def for_reader(self) -> CorpusOptions:
+        """The same, as the corpus reader takes it."""
+        from bertkit.text.corpus import CorpusOptions
+
+        return CorpusOptions(**{f.name: getattr(self, f.name) for f in fields(self)})
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class VocabFlags:
+    """What kind of vocabulary to learn, and where to put it."""
+
+    out: Annotated[Path, Parameter(help="The folder for the tokenizer's files.")]
+    size: Annotated[int, Parameter(help="Tokens at most, the five special ones counted.")] = 30522
+    cased: Annotated[bool, Switch, Parameter(help="Keep capitals and accents.")] = False
+    strip_accents: Annotated[
+        bool | None,
+        Parameter(
+            help="Drop accents; by default exactly when not cased.", negative="--keep_accents"
+        ),
+    ] = None
+    chinese_words: Annotated[
+        bool,
+        Switch,
+        Parameter(help="Let a token hold several Chinese characters, unlike BERT's own."),
+    ] = False
+    min_frequency: Annotated[int, Parameter(help="Leave out what is seen fewer times.")] = 2
+    overwrite: Annotated[bool, Switch, Parameter(help="Replace the tokenizer that is there.")] = (
+        False
+    )
+
+
+def vocab(
+    corpus: Corpus,
+    /,
+    *,
+    options: VocabFlags,
+    reading: ReadingOptions | None = None,
+    common: Common | None = None,
+) -> None:
+    """Learn a WordPiece vocabulary from a corpus, and report how it covers held-out text."""
+    common, reading = common or Common(), reading or ReadingOptions()
+    if (options.out / "tokenizer.json").exists() and not options.overwrite:
+        raise UsageError(f"{options.out} holds a tokenizer already; say --overwrite to replace it")
+    from bertkit.text.corpus import CorpusReport
+    from bertkit.text.vocab import VocabOptions, build_tokenizer
+
+    chosen = VocabOptions(
+        size=options.size,
+        cased=options.cased,
+        strip_accents=options.strip_accents,
+        tokenize_chinese_chars=not options.chinese_words,
+        min_frequency=options.min_frequency,
+    )
+    read, held_out = CorpusReport(), list[str]()
+    texts = _learned_from(corpus, reading.for_reader(), read, held_out)
+    with common.progress("counting", "characters") as count:
+        with common.progress("learning", "tokens") as learn:
+
+            def progress(unit: str, done: int) -> None:
+                if unit == "tokens":
+                    learn(done, options.size)
+                else:
+                    count(done, 0)
+
+            report = build_tokenizer(texts, held_out, options.out, chosen, progress=progress)
+    _say_what_was_read(common, read)
+    common.show({**report.to_dict(), "skipped": dict(read.skipped)}, _coverage(report))
+
+
+def _learned_from(
+    corpus: list[str], options: CorpusOptions, report: CorpusReport, held_out: list[str]
+) -> Iterator[str]:
+    """The paragraphs to learn from; the others go to `held_out`, equal ones to the same side."""
+    from bertkit.text.corpus import read_documents
+
+    room = HELD_OUT_CHARACTERS
+    for document in read_documents(corpus, options, report):
+        for text in document.paragraphs:
+            if room > 0 and crc32(text.encode()) % HELD_OUT_EVERY == 0:
+                held_out.append(text)
+                room -= len(text)
+            else:
+                yield text
+
+
+def _coverage(report: VocabReport) -> str:
+    """A line for the vocabulary, a line for each script of the held-out text."""
+    result = report.result
+    lines = [
+        f"{report.folder}: {len(result.vocab):,} tokens, {result.alphabet:,} of them characters, "
+        f"from {result.words:,} words",
+        *result.notes,
+        f"{'held out':<14}{'words':>12}{'[UNK]':>10}{'tokens a word':>15}",
+    ]
+    lines += [
+        f"{row.script:<14}{row.words:>12,}{row.unk_rate:>10.3%}{row.tokens_per_word:>15.2f}"
+        + (f"   {' '.join(row.unk_examples)}" if row.unk_examples else "")
+        for row in report.coverage
+    ]
+    return "\n".join(lines)
+
+
+def _say_what_was_read(common: Common, read: CorpusReport | PrepareReport) -> None:
+    common.say(f"read {read.documents:,} documents, {read.characters:,} characters")
+    for reason, count in sorted(read.skipped.items()):
+        common.say(f"skipped {count:,}: {reason}")
+    for line in read.first_bad:
+        common.say(f"  {line}")
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class PrepareFlags:
+    """How text becomes shards, and where they go."""
+
+    tokenizer: Annotated[Path, Parameter(help="A folder with a tokenizer, as vocab makes it.")]
+    out: Annotated[Path, Parameter(help="The folder for the shards.")]
+    workers: Annotated[int, Parameter(help="Processes; changes no byte of the result.")] = 1
+    words: Annotated[
+        Literal["none", "jieba"],
+        Parameter(help="jieba: note where Chinese words start, for whole-word masking."),
+    ] = "none"
+    user_dict: Annotated[str | None, Parameter(help="A dictionary for jieba.")] = None
+    held_out: Annotated[
+        float, Parameter(help="Share of the documents kept from training, for evaluation.")
+    ] = 0.01
+    dedup: Annotated[bool, Switch, Parameter(help="Leave out exact copies of documents.")] = False
+    overwrite: Annotated[
+        bool, Switch, Parameter(help="Replace shards that were made from something else.")
+    ] = False
+    show: Annotated[int, Parameter(help="Print so many examples as training will see them.")] = 0
+
+
+def prepare(
+    corpus: Corpus,
+    /,
+    *,
+    options: PrepareFlags,
+    reading: ReadingOptions | None = None,
+    common: Common | None = None,
+) -> None:
+    """Turn a corpus into token shards, once; interrupted and run again, it continues."""
+    common, reading = common or Common(), reading or ReadingOptions()
+    from bertkit.train.prepare import PrepareOptions, prepare
+
+    chosen = PrepareOptions(
+        corpus=reading.for_reader(),
+        words=options.words,
+        user_dict=options.user_dict,
+        held_out=options.held_out,
+        dedup=options.dedup,
+        workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    with common.progress("preparing", "bytes") as report:
+        result = prepare(
+            corpus, options.tokenizer, options.out, chosen, lambda e: _tell(common, report, e)
+        )
+    _say_what_was_read(common, result)
+    data: dict[str, Any] = {"out": str(options.out), **_plain(result)}
+    text = _shards(options.out, result)
+    if options.show:
+        from bertkit.verbs.samples import show_samples
+
+        samples = show_samples(options.out, options.show, common.seed or 0)
+        data["samples"] = samples.to_dict()
+        text += "\n\n" + samples.text()
+    common.show(data, text)
+
+
+def _tell(common: Common, report: Report, event: PrepareEvent) -> None:
+    if event.stage == "size":
+        needed, free = event.done / 1e6, event.total / 1e6
+        common.say(f"about {needed:,.1f} MB will be written; {free:,.0f} MB are free")
+    elif event.stage == "encode":
+        report(event.done, max(event.done, event.total))
+
+
+def _plain(report: PrepareReport) -> dict[str, Any]:
+    import msgspec
+
+    values: dict[str, Any] = msgspec.to_builtins(report)
+    return values
+
+
+def _shards(out: Path, report: PrepareReport) -> str:
+    tokens = report.train.tokens + report.dev.tokens
+    lines = [
+        f"{'':<10}{'documents':>12}{'sentences':>12}{'tokens':>15}",
+        *(
+            f"{name:<10}{split.documents:>12,}{split.sentences:>12,}{split.tokens:>15,}"
+            for name, split in (("train", report.train), ("held out", report.dev))
+        ),
+        f"[UNK] {report.unknown_tokens / max(1, tokens):.3%} of the tokens; "
+        f"{report.duplicates:,} duplicate documents; "
+        f"{report.single_sentence_documents:,} documents of one sentence",
+        f"{out}: {report.bytes_on_disk / 1e6:,.1f} MB, {report.bytes_per_token:.2f} bytes a token",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""The options that every verb takes, and how results and progress are shown."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+# A progress report: (done, total), total 0 when it is not known yet.
+Report = Callable[[int, int], None]
+
+Switch = Parameter(show_default=False)
+
+
+@Parameter(name="*", group="Common options")
+@dataclass(kw_only=True)
+class Common:
+    """What every verb understands."""
+
+    json: Annotated[
+        bool, Switch, Parameter(help="Print one JSON object as the last line of standard output.")
+    ] = False
+    quiet: Annotated[bool, Switch, Parameter(help="Show no progress.")] = False
+    seed: Annotated[int | None, Parameter(help="Seed of everything random.")] = None
+    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 ...; the best by default.")] = (
+        None
+    )
+    debug: Annotated[bool, Switch, Parameter(help="Show the traceback of an error.")] = False
+
+    def show(self, data: dict[str, Any], text: str = "") -> None:
+        """Print the result: `text` for people, or with --json `data` on one line."""
+        out = json_module.dumps(data, ensure_ascii=False) if self.json else text
+        if out:
+            print(out)
+
+    def say(self, line: str) -> None:
+        """A remark about the work, on standard error."""
+        if not self.quiet:
+            print(line, file=sys.stderr)
+
+    @contextmanager
+    def progress(self, title: str, unit: str = "") -> Iterator[Report]:
+        """A bar with rate and time left on a terminal; elsewhere a plain line every ten seconds."""
+        if self.quiet:
+            yield lambda done, total: None
+        elif sys.stderr.isatty():
+            with _bar(title, unit) as report:
+                yield report
+        else:
+            yield _plain_lines(title, unit)
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[Report]:
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed:,.0f} " + unit),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="")
+        start = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-9)
+            bar.update(task, completed=done, total=total or None, rate=f"{rate:,.0f}/s")
+
+        yield report
+
+
+def _plain_lines(title: str, unit: str, every: float = 10.0) -> Report:
+    start = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every and not (total and done >= total):
+            return
+        last, passed = now, max(now - start, 1e-9)
+        line = f"{title}: {done:,} {unit}, {done / passed:,.0f}/s"
+        if 0 < done < total:
+            line += f", {done / total:.0%}, {passed * (total - done) / done:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,158 @@
+"""`bertkit pretrain`: shards in, a pretrained model folder out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from bertkit.errors import UsageError
+from bertkit.settings import Recipe, Size, load_recipe
+from bertkit.verbs.options import Common, Switch
+
+if TYPE_CHECKING:
+    from bertkit.train.setup import PretrainResult
+
+# Where packaged recipes lie: inside an installed package, or beside it in a checkout.
+RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
+BUDGETS = ("steps", "tokens", "epochs", "minutes")
+# Short flags and the settings they stand for.
+SHORT = {
+    "size": "model.size",
+    "objective": "data.objective",
+    "max_length": "data.max_length",
+    "masking": "data.masking",
+    "mlm_probability": "data.mlm_probability",
+    "batch_tokens": "train.batch_tokens",
+    "learning_rate": "train.learning_rate",
+    **{budget: f"train.{budget}" for budget in BUDGETS},
+}
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class PretrainOptions:
+    """Where the run goes, and the settings that people change most."""
+
+    out: Annotated[Path, Parameter(help="The run folder; its model/ holds the result.")]
+    recipe: Annotated[
+        str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
+    ] = None
+    init: Annotated[
+        str | None, Parameter(help="Start from this model's weights instead of random ones.")
+    ] = None
+    set: Annotated[
+        tuple[str, ...],
+        Parameter(help="Any setting, as train.warmup_ratio=0.1; may be given again."),
+    ] = ()
+    resume: Annotated[
+        bool, Switch, Parameter(help="Continue from the newest whole checkpoint, if there is one.")
+    ] = False
+    overwrite: Annotated[bool, Switch, Parameter(help="Replace what the run folder holds.")] = False
+    size: Annotated[Size | None, Parameter(help="Size of the network.")] = None
+    objective: Annotated[
+        Literal["mlm+nsp", "mlm", "mlm+sop"] | None,
+        Parameter(help="Masked words, and next sentences or sentence order beside them."),
+    ] = None
+    max_length: Annotated[int | None, Parameter(help="Tokens of an example, at most.")] = None
+    masking: Annotated[
+        Literal["token", "word", "span"] | None, Parameter(help="What is masked together.")
+    ] = None
+    mlm_probability: Annotated[float | None, Parameter(help="Share of tokens chosen.")] = None
+    batch_tokens: Annotated[int | None, Parameter(help="Tokens of one optimiser step.")] = None
+    learning_rate: Annotated[float | None, Parameter(help="Highest learning rate.")] = None
+    steps: Annotated[int | None, Parameter(help="Budget in optimiser steps.")] = None
+    tokens: Annotated[int | None, Parameter(help="Budget in tokens seen.")] = None
+    epochs: Annotated[float | None, Parameter(help="Budget in passes over the data.")] = None
+    minutes: Annotated[float | None, Parameter(help="Budget in minutes of training.")] = None
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path as it is, else a packaged recipe's name.
+
+    Raises:
+        UsageError: there is no such file and no such recipe.
+    """
+    if Path(name).suffix == ".toml" or Path(name).is_file():
+        return Path(name)
+    for folder in RECIPE_FOLDERS:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    names = sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.toml")})
+    raise UsageError(f"no recipe is called {name!r}; there are {', '.join(names)}, or name a file")
+
+
+def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
+    """Every setting that the command line names, by its dotted name.
+
+    A budget replaces the recipe's own budget, whatever unit that has.
+
+    Raises:
+        UsageError: a --set without "=", a setting given twice, or two budgets.
+    """
+    given: list[tuple[str, Any]] = []
+    for item in options.set:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--set {item}: write it as section.name=value")
+        given.append((name.strip(), value.strip()))
+    given += [(dotted, getattr(options, flag)) for flag, dotted in SHORT.items()]
+    given.append(("train.seed", seed))
+    settings: dict[str, Any] = {}
+    for name, value in given:
+        if value is None:
+            continue
+        if name in settings:
+            raise UsageError(f"{name} is given twice")
+        settings[name] = value
+    budgets = [f"train.{name}" for name in BUDGETS if f"train.{name}" in settings]
+    if len(budgets) > 1:
+        raise UsageError(f"one budget at a time: {' and '.join(budgets)} are both given")
+    if budgets:
+        settings |= {f"train.{b}": None for b in BUDGETS if f"train.{b}" != budgets[0]}
+    return settings
+
+
+def pretrain(
+    data: Annotated[
+        list[Path], Parameter(help="Folders made by `bertkit prepare`, all with one tokenizer.")
+    ],
+    /,
+    *,
+    options: PretrainOptions,
+    common: Common | None = None,
+) -> None:
+    """Pretrain a BERT on prepared shards: masked words and next sentences."""
+    common = common or Common()
+    path = find_recipe(options.recipe) if options.recipe else None
+    recipe = load_recipe(path, overrides(options, common.seed), Recipe)
+    from bertkit.train.pretrain import pretrain as train
+
+    result = train(
+        data,
+        options.out,
+        recipe,
+        init=options.init,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        device=common.device,
+        quiet=common.quiet,
+    )
+    common.show(result.to_dict(), _summary(result))
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def _summary(result: PretrainResult) -> str:
+    """The last word for people: what was done, how good it is, where it is."""
+    lines = [f"{result.steps:,} steps, {result.tokens:,} tokens, {result.seconds / 60:.1f} minutes"]
+    if result.skipped:
+        lines.append(
+            f"{result.skipped} steps were skipped for a bad loss; see {result.run}/log.jsonl"
+        )
+    figures = {name: value for name, value in result.figures.items() if value is not None}
+    lines += [f"{name:<16}  {value:.4f}" for name, value in figures.items()]
+    where = f"model in {result.model}" if result.model else "continue it with --resume"
+    return "\n".join([*lines, where])

@@ -1,0 +1,83 @@
+"""From the flags of `bertkit pretrain` to a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bertkit.errors import UsageError
+from bertkit.settings import Recipe, load_recipe
+from bertkit.verbs.pretrain import BUDGETS, SHORT, PretrainOptions, find_recipe, overrides
+
+
+def recipe_of(path: Path | None = None, seed: int | None = None, **flags: Any) -> Recipe:
+    return load_recipe(path, overrides(PretrainOptions(out=Path("run"), **flags), seed), Recipe)
+
+
+def test_no_flag_is_the_default_recipe() -> None:
+    assert recipe_of() == Recipe()
+
+
+def test_every_short_flag_reaches_its_setting() -> None:
+    values: dict[str, Any] = {
+        "size": "tiny",
+        "objective": "mlm",
+        "max_length": 64,
+        "masking": "span",
+        "mlm_probability": 0.3,
+        "batch_tokens": 2048,
+        "learning_rate": 2e-3,
+        "steps": 7,
+        "tokens": 10_000,
+        "epochs": 1.5,
+        "minutes": 2.0,
+    }
+    assert set(values) == set(SHORT)
+    for flag, value in values.items():
+        recipe = msgspec.to_builtins(recipe_of(**{flag: value}))
+        section, _, key = SHORT[flag].partition(".")
+        assert recipe[section][key] == value
+    assert recipe_of(seed=9).train.seed == 9
+
+
+def test_set_reaches_any_setting_as_its_own_type() -> None:
+    recipe = recipe_of(
+        set=("train.warmup_ratio=0.1", "data.weights=[1, 2.5]", "log.tensorboard=true")
+    )
+    assert recipe.train.warmup_ratio == 0.1
+    assert recipe.data.weights == [1, 2.5]
+    assert recipe.log.tensorboard is True
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_budget_replaces_the_recipes_own(budget: str) -> None:
+    recipe = recipe_of(find_recipe("bert-paper"), **{budget: 5})
+    assert {b: getattr(recipe.train, b) for b in BUDGETS} == {
+        b: 5 if b == budget else None for b in BUDGETS
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"set": ("train.steps=3",), "steps": 4},
+        {"set": ("train.steps=3", "train.steps=3")},
+        {"set": ("train.steps=3",), "epochs": 1.0},
+        {"set": ("train.steps",)},
+    ],
+)
+def test_what_contradicts_itself_is_refused(flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        recipe_of(**flags)
+
+
+def test_a_recipe_is_a_name_or_a_file(tmp_path: Path) -> None:
+    assert find_recipe("bert-paper").name == "bert-paper.toml"
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[model]\nsize = "tiny"\n', encoding="utf-8")
+    assert recipe_of(find_recipe(str(mine)), steps=1).model.size == "tiny"
+    with pytest.raises(UsageError, match=r"bert-paper, chinese-wwm"):
+        find_recipe("nobodys")
