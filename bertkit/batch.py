@@ -1,14 +1,14 @@
 """The one noun that all parts share: sequences laid end to end, with their lengths.
 
 Shape letters used in all of bertkit: B batch (sequences), S positions in a row, T tokens laid end
-to end, D hidden size, N attention heads, H head size (D = N * H), V vocabulary, C classes, L layers,
-M masked positions.
+to end, D hidden size, N attention heads, H head size (D = N * H), V vocabulary, C classes,
+L layers, M masked positions.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -45,6 +45,28 @@ class Batch:
         return replace(self, **moved)
 
 
+class Readers(NamedTuple):
+    """The positions whose last layer some head reads; the last layer answers for no others.
+
+    Attributes:
+        rows: [R] int64, indices into T, ascending.
+        lengths: [B] int64 on the CPU: how many of them each sequence has.
+        mlm: [M] int64, where in R the masked positions are.
+        first: [B] int64, where in R each sequence's first token is; None: nobody reads them.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    mlm: Tensor
+    first: Tensor | None
+
+    def to(self, device: torch.device | str) -> Readers:
+        """The same readers with their indices on `device`."""
+        rows, mlm = (x.to(device, non_blocking=True) for x in (self.rows, self.mlm))
+        first = None if self.first is None else self.first.to(device, non_blocking=True)
+        return Readers(rows, self.lengths, mlm, first)
+
+
 @dataclass(frozen=True, slots=True)
 class PretrainBatch(Batch):
     """A batch with the targets of pretraining.
@@ -63,3 +85,23 @@ class PretrainBatch(Batch):
     mlm_labels: Tensor
     nsp_labels: Tensor
     real_tokens: int
+
+    def readers(self, first: bool) -> Readers:
+        """The masked positions and, with `first`, the first token of each sequence.
+
+        Call it while the batch is on the CPU: it would make a GPU wait.
+        """
+        starts = self.starts
+        wanted = torch.zeros(int(self.lengths.sum()), dtype=torch.bool)
+        wanted[self.mlm_positions] = True
+        if first:
+            wanted[starts] = True
+        rank = wanted.cumsum(0) - 1
+        sequence = torch.repeat_interleave(self.lengths)
+        lengths = torch.bincount(sequence[wanted], minlength=len(self.lengths))
+        return Readers(
+            wanted.nonzero().squeeze(1),
+            lengths,
+            rank[self.mlm_positions],
+            rank[starts] if first else None,
+        )

@@ -104,7 +104,7 @@ class LogSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     every_steps: Positive = 10
     # Evaluate on the held-out share, on fixed masks, this many times over the run, and at its end.
     evals: Annotated[int, Meta(ge=0)] = 10
-    eval_tokens: Positive = 65536
+    eval_tokens: Positive = 32768
     tensorboard: bool = False
 
 

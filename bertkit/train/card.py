@@ -1,0 +1,140 @@
+"""The end of a run: the model folder with its card, and the curves of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bertkit.checkpoint.files import write_atomically
+from bertkit.settings import Recipe, dump_recipe
+from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.log import clock, read_log
+from bertkit.train.setup import PretrainResult
+from bertkit.train.step import Model
+
+CARD = """---
+library_name: transformers
+pipeline_tag: fill-mask
+tags:
+- bert
+- bertkit
+---
+
+# {name}
+
+A BERT pretrained from plain text with bertkit: {layers} layers, hidden size {hidden}, {heads}
+heads, {vocabulary:,} words, {parameters:,} parameters. Objective: {objective}.
+
+## Figures
+
+On held-out documents, with masks that never change (15% of the tokens):
+
+{figures}
+
+Budget: {steps:,} steps, {tokens:,} tokens, {time}{skipped}.
+
+![curves](curves.png)
+
+## Use
+
+```python
+import bertkit
+
+model = bertkit.load("{folder}")
+print(model.fill("The [MASK] of the book."))
+```
+
+The folder also opens in `transformers`: `AutoModelForMaskedLM.from_pretrained("{folder}")`.
+
+## Data
+
+{data}
+
+## Settings
+
+```toml
+{recipe}```
+"""
+
+
+def write_result(
+    out: Path,
+    data: list[Path],
+    model: Model,
+    tokenizer: BertTokenizer,
+    recipe: Recipe,
+    result: PretrainResult,
+) -> None:
+    """Write RUN/model: weights, configuration, tokenizer, card and curves."""
+    folder = out / "model"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    lines = read_log(out / "log.jsonl")
+    draw_curves(lines, folder / "curves.png")
+    config = model.config
+    card = CARD.format(
+        name=out.name,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        vocabulary=config.vocab_size,
+        parameters=model.num_parameters(),
+        objective=recipe.data.objective,
+        figures=figures_table(result.figures),
+        steps=result.steps,
+        tokens=result.tokens,
+        time=clock(result.seconds),
+        skipped=f", {result.skipped} steps skipped for a bad loss" if result.skipped else "",
+        folder=folder,
+        data="\n".join(f"- {path.name}" for path in data),
+        recipe=dump_recipe(recipe),
+    )
+    write_atomically(folder / "README.md", card.encode())
+
+
+def figures_table(figures: dict[str, Any]) -> str:
+    """The held-out figures as a Markdown table, the unigram baseline beside them."""
+    if not figures:
+        return "No documents were held out."
+    rows = [
+        ("masked-word loss (nats)", figures["mlm_loss"], figures["unigram_loss"]),
+        ("masked-word accuracy", figures["mlm_accuracy"], figures["unigram_accuracy"]),
+        ("mlm_perplexity", figures["mlm_perplexity"], None),
+        ("next-sentence accuracy", figures["nsp_accuracy"], 0.5),
+    ]
+    lines = ["| figure | this model | word frequencies alone |", "|---|---|---|"]
+    for name, value, baseline in rows:
+        if value is not None:
+            beside = "" if baseline is None else f"{baseline:.3f}"
+            lines.append(f"| {name} | {value:.3f} | {beside} |")
+    return "\n".join(lines)
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and held-out loss, held-out accuracy and the learning rate over tokens."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train = [line for line in lines if line["event"] == "train"]
+    held_out = [line for line in lines if line["event"] == "eval"]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _plot(loss, train, "mlm_loss", "training", alpha=0.35)
+    _plot(loss, held_out, "mlm_loss", "held out", marker="o")
+    _plot(loss, held_out, "unigram_loss", "unigram", linestyle="--")
+    _plot(accuracy, held_out, "mlm_accuracy", "masked word", marker="o")
+    _plot(accuracy, held_out, "nsp_accuracy", "next sentence", marker="o")
+    _plot(accuracy, held_out, "unigram_accuracy", "unigram", linestyle="--")
+    _plot(rate, train, "learning_rate", "learning rate")
+    for axes, title in ((loss, "masked-word loss"), (accuracy, "accuracy"), (rate, "")):
+        axes.set_title(title)
+        axes.set_xlabel("million tokens")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend()
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _plot(axes: Any, lines: list[dict[str, Any]], key: str, label: str, **style: Any) -> None:
+    points = [(line["tokens"] / 1e6, line[key]) for line in lines if isinstance(line[key], float)]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, **style)

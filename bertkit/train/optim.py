@@ -1,0 +1,189 @@
+"""The optimiser of pretraining: decay groups, schedule, and what each size starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bertkit.settings import TrainSettings
+
+# Peak learning rate of AdamW by hidden size, for batches of a few thousand tokens: found by sweeps
+# (docs/en/log.md) up to 512, above that BERT's own 1e-4 and RoBERTa's 4e-4.
+LEARNING_RATES = ((128, 2e-3), (256, 1e-3), (512, 7e-4), (768, 4e-4), (1024, 2e-4))
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """The peak learning rate for a model of this width."""
+    for size, rate in LEARNING_RATES:
+        if hidden_size <= size:
+            return rate
+    return LEARNING_RATES[-1][1]
+
+
+def default_batch_tokens(device: torch.device, hidden_size: int) -> int:
+    """Tokens a step: small where minutes are the budget (a CPU), BERT's 256 x 512 on a GPU.
+
+    On two cores a tiny model with 1,024-token steps leaves the unigram within 30 seconds; with
+    4,096-token steps it does not.
+    """
+    if device.type == "cuda":
+        return 131072
+    return 1024 if hidden_size <= 256 else 2048
+
+
+def learning_rate_at(progress: float, train: TrainSettings) -> float:
+    """The share of the peak learning rate at `progress` (0 to 1) of the budget.
+
+    Linear warm-up, then: "linear" to 0; "cosine" to 0; "constant" with a linear cool-down.
+    """
+    if progress < train.warmup_ratio:
+        return progress / train.warmup_ratio
+    rest = 1 - train.warmup_ratio
+    done = (progress - train.warmup_ratio) / rest if rest > 0 else 1.0
+    left = max(0.0, 1.0 - done)
+    match train.lr_scheduler_type:
+        case "linear":
+            return left
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        case "constant":
+            cooldown = train.cooldown_ratio
+            return 1.0 if cooldown == 0 else min(1.0, left * rest / cooldown)
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay for all but biases and LayerNorm (Devlin et al. 2018, appendix A.2)."""
+    decay: list[nn.Parameter] = []
+    spare: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        spared = name.endswith("bias") or "LayerNorm" in name
+        (spare if spared else decay).append(parameter)
+    return [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": spare, "weight_decay": 0.0},
+    ]
+
+
+class Optimizers:
+    """The optimisers of one run, stepped together.
+
+    With "muon", the matrices of the encoder's layers are orthogonalised by Muon; embeddings,
+    heads, biases and LayerNorms stay with AdamW.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainSettings, learning_rate: float) -> None:
+        self.peak = learning_rate
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        groups = decay_groups(model, train.weight_decay)
+        self.all: list[torch.optim.Optimizer] = []
+        if train.optimizer == "muon":
+            taken = muon_matrices(model)
+            self.all.append(Muon(taken, train.weight_decay))
+            ids = {id(p) for p in taken}
+            for group in groups:
+                group["params"] = [p for p in group["params"] if id(p) not in ids]
+        betas = (train.adam_beta1, train.adam_beta2)
+        self.all.append(
+            torch.optim.AdamW(groups, learning_rate, betas, train.adam_epsilon, fused=True)
+        )
+
+    def set_learning_rate(self, share: float) -> float:
+        """Set every group to `share` of its peak; returns AdamW's learning rate."""
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                peak = MUON_PEAK if isinstance(optimizer, Muon) else self.peak
+                group["lr"] = peak * share
+        return self.peak * share
+
+    def step(self) -> None:
+        """Update all parameters from their gradients."""
+        for optimizer in self.all:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The optimisers' state as named tensors: "exp_avg/bert.encoder...weight" and so on."""
+        return {
+            f"{key}/{self.names[id(parameter)]}": value
+            for optimizer in self.all
+            for parameter, state in optimizer.state.items()
+            for key, value in state.items()
+        }
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what state_tensors gave; parameters without a state start afresh."""
+        state: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            key, _, parameter = name.partition("/")
+            state.setdefault(parameter, {})[key] = tensor
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    found = state.get(self.names[id(parameter)], {})
+                    for key, value in found.items():
+                        place = torch.device("cpu") if key == "step" else parameter.device
+                        if key == "step" and parameter.is_cuda:  # fused AdamW counts on the GPU
+                            place = parameter.device
+                        optimizer.state[parameter][key] = value.to(place, copy=True)
+
+
+# Muon's updates have a fixed size, so its peak does not follow AdamW's: see docs/en/log.md.
+MUON_PEAK = 0.02
+
+
+def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The weight matrices of the encoder's layers."""
+    return [p for name, p in model.named_parameters() if ".encoder.layer." in name and p.ndim == 2]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by five Newton-Schulz iterations (Jordan et al. 2024, "Muon").
+
+    Each update is scaled by sqrt(max(1, rows / columns)) so that wide and tall matrices move their
+    outputs alike.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": MUON_PEAK, "momentum": momentum, "decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update all matrices; no closure is taken."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(state["momentum"], group["momentum"])  # Nesterov
+                rows, columns = parameter.shape
+                scale = max(1.0, rows / columns) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["decay"])
+                parameter.add_(orthogonalize(update), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values end between 0.7 and 1.2.
+
+    A quintic Newton-Schulz iteration whose coefficients trade accuracy for speed (Jordan 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x

@@ -1,0 +1,407 @@
+"""Pretraining: one plain loop over steps, which a kill at any instant cannot hurt.
+
+RUN/recipe.toml        the settings as resolved
+RUN/log.jsonl          every figure, one JSON object a line
+RUN/checkpoints/       step folders; each also opens as a model
+RUN/model/             the result: a Hugging Face folder with a card and the curves
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bertkit import runtime
+from bertkit.batch import PretrainBatch
+from bertkit.checkpoint.store import newest_step
+from bertkit.errors import TrainingError
+from bertkit.runtime import Runtime
+from bertkit.settings import Recipe, dump_recipe
+from bertkit.train.budget import Budget
+from bertkit.train.card import write_result
+from bertkit.train.evaluation import Baseline, sample_fills, unigram_baseline
+from bertkit.train.log import Progress, RunLog, clock
+from bertkit.train.optim import Optimizers, learning_rate_at
+from bertkit.train.setup import (
+    PretrainResult,
+    Source,
+    build_loader,
+    build_model,
+    open_data,
+    open_run,
+    resolve,
+    wants_compile,
+)
+from bertkit.train.state import RunState, restore_state, save_state
+from bertkit.train.step import Model, StepResult, evaluate, flops_per_token, forward_backward, wrap
+
+# A run that had to skip this many steps in a row is not learning any more.
+MOST_SKIPS = 25
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with."""
+
+    out: Path
+    data: list[Path]
+    recipe: Recipe
+    machine: Runtime
+    source: Source
+    model: Model
+    module: nn.Module
+    optimizers: Optimizers
+    state: RunState
+    budget: Budget
+    dev: list[PretrainBatch]
+    baseline: Baseline
+    peak_flops: float
+    log: RunLog
+    progress: Progress
+    last_eval: StepResult | None = None
+    last_save: float = 0.0
+    # A signal came to this rank; `stop` follows when all ranks have heard of it.
+    asked: bool = False
+    stop: bool = False
+
+    @property
+    def done(self) -> bool:
+        """The budget is spent, or all ranks agreed to stop."""
+        return self.stop or self.state.progress >= 1
+
+
+def pretrain(
+    data: Sequence[Path],
+    out: Path,
+    recipe: Recipe,
+    *,
+    init: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+    quiet: bool = False,
+) -> PretrainResult:
+    """Pretrain a BERT on prepared shards; under torchrun, on several ranks.
+
+    Args:
+        data: folders that `prepare` made, all with one tokenizer.
+        out: the run folder.
+        recipe: the settings; unset ones are resolved by size and device and saved.
+        init: a model to start from instead of random weights.
+        resume: continue from the newest checkpoint that verifies; step 0 where there is none.
+        overwrite: replace a run that is there.
+        device: "cpu", "cuda:0", ...; None: the best there is.
+        quiet: show no progress.
+
+    Returns:
+        The result, also when interrupted (`interrupted` is then True and all is saved).
+
+    Raises:
+        UsageError: the settings contradict each other, the data or the run that is there.
+        CheckpointError: `init` or every checkpoint of the run is unusable.
+        TrainingError: the loss is NaN or has spiked and the recipe says to stop, or too many
+            steps in a row were skipped.
+    """
+    with ExitStack() as stack:
+        machine = stack.enter_context(runtime.start(device, recipe.train.precision))
+        source = open_data(data)
+        recipe = resolve(recipe, machine.device, out, resume)
+        open_run(out, recipe, resume, overwrite, machine)
+        progress = stack.enter_context(Progress(quiet or machine.rank > 0))
+        run = _prepare_run((list(data), out), recipe, machine, source, (init, resume), progress)
+        stack.enter_context(run.log)
+        stack.enter_context(_stop_signals(run))
+        _announce(run)
+        _loop(run)
+        return _finish(run)
+
+
+def _prepare_run(
+    places: tuple[list[Path], Path],
+    recipe: Recipe,
+    machine: Runtime,
+    source: Source,
+    start: tuple[str | None, bool],
+    progress: Progress,
+) -> Run:
+    (data, out), (init, resume), train = places, start, recipe.train
+    begun = time.monotonic()
+    torch.manual_seed(train.seed)
+    model = build_model(recipe, source.tokenizer, init, progress.say).to(machine.device).train()
+    assert train.learning_rate is not None
+    optimizers = Optimizers(model, train, train.learning_rate)
+    state = RunState()
+    found = newest_step(out / "checkpoints", progress.say) if resume else None
+    if found is not None:
+        state = restore_state(found, model, optimizers)
+        _check_same_machine(state, machine, progress)
+        progress.say(f"continuing from {found} (step {state.step:,})")
+    state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
+    loader = build_loader(source.train, recipe, source.tokenizer, machine, phase=0)
+    epoch_tokens = loader.epoch_tokens() if train.epochs is not None else 0
+    dev = []
+    if source.dev and recipe.log.evals:
+        held_out = build_loader(source.dev, recipe, source.tokenizer, machine, phase=0)
+        dev = held_out.dev_batches(recipe.log.eval_tokens)
+    return Run(
+        out=out,
+        data=data,
+        recipe=recipe,
+        machine=machine,
+        source=source,
+        model=model,
+        module=wrap(model, machine, wants_compile(recipe, machine)),
+        optimizers=optimizers,
+        state=state,
+        budget=Budget(train, epoch_tokens, state, machine, begun),
+        dev=dev,
+        baseline=unigram_baseline(source.train, source.tokenizer, dev),
+        peak_flops=runtime.matrix_peak(machine.device, machine.dtype),
+        log=RunLog(out / "log.jsonl", state.step, _board(out, recipe), silent=machine.rank > 0),
+        progress=progress,
+        last_save=time.monotonic(),
+    )
+
+
+def _board(out: Path, recipe: Recipe) -> Path | None:
+    return out / "tensorboard" if recipe.log.tensorboard else None
+
+
+def _check_same_machine(state: RunState, machine: Runtime, progress: Progress) -> None:
+    """Continuing elsewhere is allowed; bit-identical it is only on the same footing."""
+    for name, before, now in (
+        ("CPU threads", state.threads, machine.threads),
+        ("ranks", state.world, machine.world),
+        ("torch", state.torch, str(torch.__version__)),
+    ):
+        if before != now:
+            progress.say(f"note: {name} were {before}, now {now}: the run goes on, not bit for bit")
+
+
+def _announce(run: Run) -> None:
+    machine, config = run.machine, run.model.config
+    run.progress.say(
+        f"{type(run.model).__name__}: {config.num_hidden_layers} layers of {config.hidden_size}, "
+        f"{config.vocab_size:,} words, {run.model.num_parameters():,} parameters; "
+        f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
+        f"{machine.world} rank(s) of {machine.threads} threads, "
+        f"matrix peak {run.peak_flops / 1e9:,.0f} GFLOP/s"
+    )
+    if run.dev:
+        run.progress.say(
+            f"unigram baseline on the held-out masks: loss {run.baseline.loss:.3f}, "
+            f"accuracy {run.baseline.accuracy:.3f}"
+        )
+    if run.state.step == 0:
+        run.log.write(
+            "start",
+            0,
+            parameters=run.model.num_parameters(),
+            unigram_loss=run.baseline.loss,
+            unigram_accuracy=run.baseline.accuracy,
+            device=str(machine.device),
+            dtype=str(machine.dtype).removeprefix("torch."),
+            matrix_peak_flops=run.peak_flops,
+        )
+
+
+def _loop(run: Run) -> None:
+    """Phase after phase, step after step, until the budget is spent or a stop is asked for."""
+    state, recipe, source = run.state, run.recipe, run.source
+    switch = 1 - recipe.data.final_share if recipe.data.final_max_length else 2.0
+    warm = False
+    while not run.done:
+        if state.phase == 0 and state.progress >= switch:
+            state.phase, state.cursor = 1, (0, 0, 0)
+        loader = build_loader(source.train, recipe, source.tokenizer, run.machine, state.phase)
+        for parts, cursor in loader.batches(state.cursor):
+            mine = parts[run.machine.rank :: run.machine.world]
+            if not warm:
+                _warm_up(run, mine)
+                warm = True
+            result = _step(run, mine)
+            state.cursor = (cursor.epoch, cursor.block, cursor.step)
+            state.tokens += result.tokens
+            state.progress = run.budget.share(state)
+            _after_step(run, result, loader.max_length)
+            if run.done or (state.phase == 0 and state.progress >= switch):
+                break
+
+
+def _warm_up(run: Run, parts: list[PretrainBatch]) -> None:
+    """Compile on the first batch, and only then lay a schedule over the minutes that are left."""
+    if wants_compile(run.recipe, run.machine):
+        run.progress.say("compiling ...")
+        forward_backward(run.module, parts, run.machine)
+        run.optimizers.zero_grad()
+    run.budget.start_stepping()
+
+
+def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
+    """One update, or none where the loss is bad: nothing bad is ever written over good weights."""
+    state, train = run.state, run.recipe.train
+    begin = time.monotonic()
+    rate = run.optimizers.set_learning_rate(learning_rate_at(state.progress, train))
+    seeds = (train.seed, state.step)
+    result = forward_backward(run.module, parts, run.machine, seeds, run.asked)
+    parameters = [p for p in run.model.parameters() if p.grad is not None]
+    norm = float(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm or math.inf))
+    bad = state.is_spike(result.loss, train.spike_sigma) or not math.isfinite(norm)
+    if not bad:
+        run.optimizers.step()
+        state.record(result.loss)
+    run.optimizers.zero_grad()
+    state.step += 1
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
+    if bad:
+        _bad_step(run, result.loss, norm)
+    if state.step % run.recipe.log.every_steps == 0 or state.step == 1:
+        figures = asdict(result)
+        del figures["stop"], figures["tokens"]
+        figures |= {"learning_rate": rate, "grad_norm": norm}
+        figures |= {"tokens": state.tokens + result.tokens, "seconds": run.budget.seconds}
+        figures["tokens_per_second"] = result.tokens / (time.monotonic() - begin)
+        run.log.write("train", state.step, **figures)
+    return result
+
+
+def _bad_step(run: Run, loss: float, norm: float) -> None:
+    state = run.state
+    state.skipped += 1
+    line = f"step {state.step}: loss {loss:.4g}, gradient norm {norm:.4g}: bad"
+    run.log.write("bad_step", state.step, loss=loss, grad_norm=norm, mean=state.loss_mean)
+    if run.recipe.train.on_bad_step == "stop":
+        raise TrainingError(f"{line}; stopped as train.on_bad_step says, checkpoints are untouched")
+    if state.skipped_in_a_row >= MOST_SKIPS:
+        raise TrainingError(
+            f"{line}; {MOST_SKIPS} in a row were skipped, the run is not learning: lower "
+            "train.learning_rate and --resume from the last good checkpoint"
+        )
+    run.progress.say(f"{line}, skipped")
+
+
+def _after_step(run: Run, result: StepResult, max_length: int) -> None:
+    """Show, evaluate, save, as due."""
+    state, recipe = run.state, run.recipe
+    run.stop = result.stop
+    rate = run.budget.tokens_per_second(state)
+    flops = flops_per_token(run.model, max_length, recipe.data.mlm_probability)
+    share = rate * flops / (run.peak_flops * run.machine.world)
+    text = f"step {state.step:,}  loss {state.loss_mean:.3f}"
+    text += f"  {rate:,.0f} tokens/s  {share:.0%} of peak"
+    run.progress.update(min(state.progress, 1.0), text, run.budget.seconds_left(state))
+    due = int(state.progress * recipe.log.evals)
+    if run.dev and (due > state.evals or state.progress >= 1):
+        state.evals = due
+        _evaluate(run)
+    if _save_due(run) and not run.done:
+        _save(run)
+
+
+def _evaluate(run: Run) -> None:
+    result = run.last_eval = evaluate(run.module, run.dev, run.machine)
+    perplexity = math.exp(min(result.mlm_loss, 700))
+    run.log.write(
+        "eval",
+        run.state.step,
+        mlm_loss=result.mlm_loss,
+        mlm_accuracy=result.mlm_accuracy,
+        mlm_perplexity=perplexity,
+        nsp_accuracy=result.nsp_accuracy,
+        unigram_loss=run.baseline.loss,
+        unigram_accuracy=run.baseline.accuracy,
+        tokens=run.state.tokens,
+        seconds=run.budget.seconds,
+    )
+    pair = f", next sentence {result.nsp_accuracy:.3f}" if result.pairs else ""
+    run.progress.say(
+        f"held out at step {run.state.step:,} ({clock(run.budget.seconds)}): "
+        f"loss {result.mlm_loss:.3f} (unigram {run.baseline.loss:.3f}), "
+        f"accuracy {result.mlm_accuracy:.3f} (unigram {run.baseline.accuracy:.3f}), "
+        f"mlm_perplexity {perplexity:,.1f}{pair}"
+    )
+    fills = sample_fills(run.model, run.source.tokenizer, run.dev, run.machine)
+    run.log.write("samples", run.state.step, fills=fills)
+    for line in fills:
+        run.progress.say(f"  {line}")
+
+
+def _save_due(run: Run) -> bool:
+    every = run.recipe.checkpoint
+    by_steps = every.every_steps > 0 and run.state.step % every.every_steps == 0
+    minutes = (time.monotonic() - run.last_save) / 60
+    by_time = every.every_minutes > 0 and minutes >= every.every_minutes
+    return by_steps or by_time
+
+
+def _save(run: Run) -> None:
+    run.state.seconds = run.budget.seconds
+    if run.machine.rank == 0:
+        recipe = dump_recipe(run.recipe)
+        keep = run.recipe.checkpoint.keep
+        root = run.out / "checkpoints"
+        tokenizer = run.source.tokenizer
+        save_state(root, run.state, run.model, run.optimizers, tokenizer, recipe, keep)
+    run.last_save = time.monotonic()
+
+
+@contextmanager
+def _stop_signals(run: Run) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
+
+    def ask(number: int, _: Any) -> None:
+        if run.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.asked = True
+        run.progress.say("stopping after this step; all will be saved ...")
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:
+        pass  # not in the main thread: signals are somebody else's
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(run: Run) -> PretrainResult:
+    """Save the last state; at the end of the budget also the model folder, its card and curves."""
+    complete = run.state.progress >= 1
+    _save(run)
+    figures: dict[str, Any] = {}
+    if run.last_eval is not None:
+        figures = {
+            "mlm_loss": run.last_eval.mlm_loss,
+            "mlm_accuracy": run.last_eval.mlm_accuracy,
+            "mlm_perplexity": math.exp(min(run.last_eval.mlm_loss, 700)),
+            "nsp_accuracy": run.last_eval.nsp_accuracy if run.last_eval.pairs else None,
+            "unigram_loss": run.baseline.loss,
+            "unigram_accuracy": run.baseline.accuracy,
+        }
+    result = PretrainResult(
+        run=run.out,
+        model=run.out / "model" if complete else None,
+        steps=run.state.step,
+        tokens=run.state.tokens,
+        seconds=run.budget.seconds,
+        skipped=run.state.skipped,
+        figures=figures,
+        interrupted=not complete,
+    )
+    if complete and run.machine.rank == 0:
+        tokenizer = run.source.tokenizer
+        write_result(run.out, run.data, run.model, tokenizer, run.recipe, result)
+    return result

@@ -1,0 +1,262 @@
+"""What stands before the first step: data, settings, the run folder, the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.files import write_atomically
+from bertkit.checkpoint.store import newest_step
+from bertkit.data.collate import Vocabulary
+from bertkit.data.loader import PretrainLoader
+from bertkit.data.shards import TokenStore
+from bertkit.errors import CheckpointError, DataError, UsageError
+from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
+from bertkit.runtime import Runtime, has_compiler
+from bertkit.settings import Recipe, dump_recipe, load_recipe
+from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.optim import default_batch_tokens, default_learning_rate
+from bertkit.train.step import Model
+
+BUDGETS = ("steps", "tokens", "epochs", "minutes")
+# Settings that may change between the sittings of one run.
+FREE = {"checkpoint", "log"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Prepared data: the splits of each DATA folder and the tokenizer that made them."""
+
+    train: list[TokenStore]
+    dev: list[TokenStore]
+    tokenizer: BertTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainResult:
+    """What became of a run.
+
+    Attributes:
+        run: the run folder.
+        model: the finished model folder; None when interrupted.
+        steps: optimiser steps done.
+        tokens: real tokens seen.
+        seconds: wall-clock seconds, all sittings together.
+        skipped: steps skipped for a bad loss.
+        figures: held-out figures at the end, beside the unigram baseline.
+        interrupted: stopped before the budget was spent; everything is saved.
+    """
+
+    run: Path
+    model: Path | None
+    steps: int
+    tokens: int
+    seconds: float
+    skipped: int
+    figures: dict[str, Any]
+    interrupted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = asdict(self)
+        return values | {"run": str(self.run), "model": self.model and str(self.model)}
+
+
+def open_data(folders: Sequence[Path]) -> Source:
+    """Open the shards of `prepare` and the tokenizer in them.
+
+    Raises:
+        DataError: a folder is no prepared data, or is damaged.
+        UsageError: no folder, or folders prepared with different tokenizers.
+    """
+    if not folders:
+        raise UsageError("name at least one DATA folder made by `bertkit prepare`")
+    train, dev, vocabularies = [], [], []
+    tokenizer = None
+    for folder in folders:
+        if not (folder / "manifest.json").is_file():
+            raise DataError("no prepared data here; make it with `bertkit prepare`", folder)
+        tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer")
+        vocabularies.append(tokenizer.get_vocab())
+        if vocabularies[-1] != vocabularies[0]:
+            raise UsageError(f"{folder} was prepared with another vocabulary than {folders[0]}")
+        train.append(TokenStore(folder / "train"))
+        if (folder / "dev").is_dir() and (store := TokenStore(folder / "dev")).tokens:
+            dev.append(store)
+    assert tokenizer is not None
+    return Source(train, dev, tokenizer)
+
+
+def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Recipe:
+    """Fill in what the recipe leaves open: learning rate, batch, budget (one epoch).
+
+    With `resume` and nothing set, the run's own recipe is taken.
+
+    Raises:
+        UsageError: two budgets, or settings that contradict each other.
+    """
+    saved = out / "recipe.toml"
+    if resume and saved.is_file() and recipe == Recipe():
+        return load_recipe(saved, {}, Recipe)
+    recipe = msgspec.convert(msgspec.to_builtins(recipe), Recipe)  # a copy
+    train, data = recipe.train, recipe.data
+    given = [name for name in BUDGETS if getattr(train, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"one budget, please: {' and '.join(f'train.{g}' for g in given)} are set")
+    if not given:
+        train.epochs = 1.0
+    hidden = _config(recipe, 1000).hidden_size
+    if train.learning_rate is None:
+        train.learning_rate = default_learning_rate(hidden)
+    if train.batch_tokens is None:
+        train.batch_tokens = default_batch_tokens(device, hidden)
+    longest = max(data.max_length, data.final_max_length)
+    if longest > recipe.model.max_position_embeddings:
+        raise UsageError(
+            f"examples of {longest} tokens need model.max_position_embeddings >= {longest}; "
+            f"it is {recipe.model.max_position_embeddings}"
+        )
+    if train.batch_tokens < longest:
+        raise UsageError(f"train.batch_tokens={train.batch_tokens} holds no example of {longest}")
+    return recipe
+
+
+def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: Runtime) -> None:
+    """Make the run folder, or check that the one there may be continued.
+
+    Raises:
+        UsageError: a run is there and neither resume nor overwrite was asked for, or its settings
+            differ from the recipe.
+        CheckpointError: it has checkpoints, none of which verifies.
+    """
+    if machine.rank == 0:
+        saved = out / "recipe.toml"
+        if out.exists() and any(out.iterdir()) and not resume:
+            if not overwrite:
+                raise UsageError(f"{out} is not empty; say --resume to continue or --overwrite")
+            if not saved.is_file():
+                raise UsageError(f"{out} holds no run; it will not be overwritten, name another")
+            shutil.rmtree(out)
+        if resume and saved.is_file():
+            _check_settings(load_recipe(saved, {}, Recipe), recipe, saved)
+            steps = out / "checkpoints"
+            if steps.is_dir() and any(steps.glob("step-*[0-9]")) and newest_step(steps) is None:
+                raise CheckpointError(f"{steps}: no checkpoint is whole; start again elsewhere")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(saved, dump_recipe(recipe).encode())
+    if machine.world > 1:
+        dist.barrier()
+
+
+def _check_settings(before: Recipe, now: Recipe, where: Path) -> None:
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(now)
+    changed = [
+        f"{section}.{key} was {old[section][key]}, now {new[section][key]}"
+        for section in old
+        if section not in FREE
+        for key in old[section]
+        if old[section][key] != new[section][key]
+    ]
+    if changed:
+        raise UsageError(f"{where}: this run has other settings: {'; '.join(changed)}")
+
+
+def _config(recipe: Recipe, vocab_size: int, **settings: Any) -> BertConfig:
+    own = msgspec.to_builtins(recipe.model)
+    size = own.pop("size")
+    own = {k: v for k, v in own.items() if v is not None}
+    return BertConfig.of_size(size, vocab_size=vocab_size, **own, **settings)
+
+
+def build_model(recipe: Recipe, tokenizer: BertTokenizer, init: str | None, say: Any) -> Model:
+    """The model of the recipe, new or from `init`, with the recipe's dropout.
+
+    Raises:
+        UsageError: the vocabulary of `init` is not the data's, or it is too short for the data.
+    """
+    kind = BertForMaskedLM if recipe.data.objective == "mlm" else BertForPreTraining
+    if init is None:
+        model = kind(_config(recipe, len(tokenizer), pad_token_id=tokenizer.pad_token_id))
+        if recipe.data.objective == "mlm+sop":
+            model.config.pair_objective = "sop"  # type: ignore[attr-defined]
+    else:
+        model = kind.from_pretrained(init)
+        say(str(model.load_report))
+        if model.config.vocab_size != len(tokenizer):
+            raise UsageError(
+                f"{init} has {model.config.vocab_size} words, the data was prepared with "
+                f"{len(tokenizer)}; prepare it with --tokenizer {init}"
+            )
+        longest = max(recipe.data.max_length, recipe.data.final_max_length)
+        if longest > model.config.max_position_embeddings:
+            raise UsageError(f"{init} reads {model.config.max_position_embeddings} tokens at most")
+    set_dropout(model, recipe.train.dropout)
+    model.bert.encoder.gradient_checkpointing = recipe.train.gradient_checkpointing
+    return model
+
+
+def set_dropout(model: Model, probability: float) -> None:
+    """Set all dropout of this training; config.json keeps what fine-tuning should use."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+
+
+def build_loader(
+    stores: Sequence[TokenStore],
+    recipe: Recipe,
+    tokenizer: BertTokenizer,
+    machine: Runtime,
+    phase: int,
+) -> PretrainLoader:
+    """The stream of a phase; neither ranks nor accumulation change its order.
+
+    Raises:
+        UsageError: see PretrainLoader.
+    """
+    train, data = recipe.train, recipe.data
+    assert train.batch_tokens is not None
+    micro = train.micro_tokens or train.batch_tokens
+    parts = machine.world * max(1, -(-train.batch_tokens // (micro * machine.world)))
+    return PretrainLoader(
+        stores,
+        data,
+        vocabulary_of(tokenizer),
+        seed=train.seed + phase,
+        batch_tokens=train.batch_tokens,
+        parts=parts,
+        max_length=data.final_max_length if phase else data.max_length,
+    )
+
+
+def vocabulary_of(tokenizer: BertTokenizer) -> Vocabulary:
+    """What the data needs to know of a tokenizer."""
+    return Vocabulary(
+        size=len(tokenizer),
+        pad=tokenizer.pad_token_id,
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+        specials=tuple(tokenizer.all_special_ids),
+        continuation=tokenizer.continuation_mask(),
+    )
+
+
+def wants_compile(recipe: Recipe, machine: Runtime) -> bool:
+    """Whether layers are compiled.
+
+    Raises:
+        UsageError: train.compile=on without a compiler on this machine.
+    """
+    able = has_compiler(machine.device)
+    if recipe.train.compile == "on" and not able:
+        raise UsageError("train.compile=on, but there is no C++ compiler (CPU) or Triton (GPU)")
+    return able and recipe.train.compile != "off"

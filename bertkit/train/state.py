@@ -1,0 +1,126 @@
+"""Where a run stands: all that is needed to continue it bit for bit, and how it is kept on disk.
+
+Order, pairs, masks and dropout are functions of (seed, epoch, index) and of the step, so no
+generator's state is saved: a cursor, the weights and the optimisers' tensors are the whole state.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import msgspec
+import torch
+from msgspec import Struct
+
+from bertkit.checkpoint.files import write_atomically
+from bertkit.checkpoint.layout import read_tensor_file, write_tensors
+from bertkit.checkpoint.store import save_step
+from bertkit.errors import CheckpointError
+from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.optim import Optimizers
+from bertkit.train.step import Model
+
+STATE_NAME = "trainer_state.json"
+OPTIMIZER_NAME = "optimizer.safetensors"
+
+
+class RunState(Struct):
+    """The place of a run between two steps.
+
+    Attributes:
+        step: optimiser steps done, skipped ones included.
+        phase: 0, or 1 in the second phase of a two-phase run.
+        cursor: (epoch, block, step) of the loader.
+        tokens: real tokens seen.
+        seconds: wall-clock seconds spent, all sittings together.
+        progress: share of the budget done.
+        evals: evaluations done.
+        skipped: steps skipped for a bad loss.
+        skipped_in_a_row: the same, since the last good step.
+        loss_mean: running mean of the loss.
+        loss_variance: its running variance.
+        losses: how many losses are in them.
+        threads: CPU threads a rank.
+        world: ranks.
+        torch: version of torch.
+    """
+
+    step: int = 0
+    phase: int = 0
+    cursor: tuple[int, int, int] = (0, 0, 0)
+    tokens: int = 0
+    seconds: float = 0.0
+    progress: float = 0.0
+    evals: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    loss_mean: float = 0.0
+    loss_variance: float = 0.0
+    losses: int = 0
+    threads: int = 0
+    world: int = 1
+    torch: str = ""
+
+    def is_spike(self, loss: float, sigma: float) -> bool:
+        """Whether a loss is NaN, infinite, or `sigma` deviations above the running mean.
+
+        The first 50 losses are never a spike: the mean is still falling too fast to judge. A
+        deviation below 0.05 nats counts as 0.05: late in training small wobbles are normal.
+        """
+        if not math.isfinite(loss):
+            return True
+        if sigma == 0 or self.losses < 50:
+            return False
+        return loss > self.loss_mean + sigma * max(math.sqrt(self.loss_variance), 0.05)
+
+    def record(self, loss: float) -> None:
+        """Take a good loss into the running mean and variance (of about the last 50)."""
+        self.losses += 1
+        share = max(0.02, 1.0 / self.losses)
+        distance = loss - self.loss_mean
+        self.loss_mean += share * distance
+        self.loss_variance = (1 - share) * (self.loss_variance + share * distance * distance)
+
+
+def save_state(
+    root: Path,
+    state: RunState,
+    model: Model,
+    optimizers: Optimizers,
+    tokenizer: BertTokenizer,
+    recipe: str,
+    keep: int,
+) -> Path:
+    """Save a step folder that resumes the run and also opens as a model.
+
+    Raises:
+        CheckpointError: the disk is full or failed; earlier checkpoints are untouched.
+    """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_tensors(folder / OPTIMIZER_NAME, optimizers.state_tensors())
+        write_atomically(folder / "recipe.toml", recipe.encode())
+        write_atomically(folder / STATE_NAME, msgspec.json.format(msgspec.json.encode(state)))
+
+    return save_step(root, state.step, write, keep)
+
+
+def restore_state(folder: Path, model: Model, optimizers: Optimizers) -> RunState:
+    """Load a step folder into a model and its optimisers.
+
+    Raises:
+        CheckpointError: a file is missing or does not fit the model.
+    """
+    try:
+        state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=RunState)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CheckpointError(f"{folder / STATE_NAME}: {error}; it is no training state") from error
+    saved = type(model).from_pretrained(folder).state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(saved[name])
+    optimizers.load_state_tensors(read_tensor_file(folder / OPTIMIZER_NAME))
+    return state
