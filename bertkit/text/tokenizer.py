@@ -6,60 +6,30 @@ and punctuation, each word cut greedily into WordPieces.
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers import Encoding
 
-from bertkit.errors import CheckpointError, DataError, UsageError
+from bertkit.errors import UsageError
 from bertkit.text.encoding import BatchEncoding, Tensors
-from bertkit.text.wordpiece import (
-    SPECIAL_NAMES,
-    TokenizerParts,
-    build_engine,
-    checked_vocab,
-    read_parts,
-    read_vocab,
-    well_formed,
+from bertkit.text.inputs import (
+    TRUNCATIONS,
+    Shape,
+    as_batch,
+    as_list,
+    check_window,
+    columns_of,
+    input_error,
 )
+from bertkit.text.tokens import TokenTable, check_case
+from bertkit.text.wordpiece import SPECIAL_NAMES, TokenizerParts, checked_vocab, read_vocab
 
-TRUNCATIONS = ("longest_first", "only_first", "only_second")
-# Transformers' own last touch to decoded English.
-CLEAN_UP = (
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
+__all__ = ["BertTokenizer", "BertTokenizerFast", "check_case"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """How the engine is to cut and pad: what `padding`, `truncation` and the like come down to."""
-
-    padding: str | None  # "longest", "max_length"
-    truncation: str | None  # one of TRUNCATIONS
-    max_length: int
-    stride: int
-    pad_to_multiple_of: int | None
-    padding_side: str
-    add_special_tokens: bool
-    words: bool  # the texts are lists of words
-
-
-class BertTokenizer:
+class BertTokenizer(TokenTable):
     """Text to WordPiece ids and back, with offsets into the user's own text.
 
     Args:
@@ -76,9 +46,6 @@ class BertTokenizer:
         CheckpointError: the vocabulary cannot be read, lacks a special token, or is cased while
             do_lower_case is set.
     """
-
-    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
-    is_fast = True
 
     def __init__(
         self,
@@ -115,185 +82,6 @@ class BertTokenizer:
                 raise TypeError(f"BertTokenizer has no argument {name!r}")
             parts.special[name] = str(token)
         self._build(parts, where)
-
-    def _build(self, parts: TokenizerParts, where: str) -> None:
-        self._parts = parts
-        self._engine: Tokenizer = build_engine(parts, where)
-        # The engine's padding and truncation are its state: one call at a time may set and use it.
-        self._lock = threading.RLock()
-        self._extra_special: list[str] = [
-            token.content
-            for _, token in sorted(parts.added, key=lambda pair: pair[0])
-            if token.special and token.content not in parts.special.values()
-        ]
-        self.name_or_path = where
-        self.do_lower_case = parts.do_lower_case
-        self.strip_accents = parts.strip_accents
-        self.tokenize_chinese_chars = parts.tokenize_chinese_chars
-        self.model_max_length = parts.model_max_length
-        self.padding_side = parts.padding_side
-        self.truncation_side = parts.truncation_side
-        self.clean_up_tokenization_spaces = parts.clean_up_tokenization_spaces
-        self.pad_token_type_id = 0
-        self._set_special_ids()
-        check_case(self)
-
-    def _set_special_ids(self) -> None:
-        special = self._parts.special
-        self.unk_token, self.sep_token = special["unk_token"], special["sep_token"]
-        self.pad_token, self.cls_token = special["pad_token"], special["cls_token"]
-        self.unk_token_id = self._id_of(self.unk_token)
-        self.sep_token_id = self._id_of(self.sep_token)
-        self.pad_token_id = self._id_of(self.pad_token)
-        self.cls_token_id = self._id_of(self.cls_token)
-        self._mask_id: int | None = self._engine.token_to_id(special["mask_token"])
-
-    def _id_of(self, token: str) -> int:
-        index = self._engine.token_to_id(token)
-        assert index is not None
-        return index
-
-    # What it is made of.
-
-    @property
-    def mask_token(self) -> str:
-        """The token that stands for a masked one.
-
-        Raises:
-            CheckpointError: the vocabulary has none.
-        """
-        if self._mask_id is None:
-            raise CheckpointError(
-                f"{self.name_or_path}: the vocabulary has no {self._parts.special['mask_token']}"
-            )
-        return self._parts.special["mask_token"]
-
-    @property
-    def mask_token_id(self) -> int:
-        """The id of the mask token (an error if there is none)."""
-        assert self.mask_token
-        assert self._mask_id is not None
-        return self._mask_id
-
-    @property
-    def backend(self) -> Tokenizer:
-        """The Rust tokenizer. Its padding and truncation belong to the call in progress."""
-        return self._engine
-
-    @property
-    def backend_tokenizer(self) -> Tokenizer:
-        """The Rust tokenizer, by the name that transformers gives it."""
-        return self._engine
-
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """The special tokens by name, such as {"cls_token": "[CLS]"}."""
-        special = dict(self._parts.special)
-        if self._mask_id is None:
-            del special["mask_token"]
-        return special
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """The five named special tokens and those added since."""
-        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._extra_special]))
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The ids of `all_special_tokens`."""
-        return [self._id_of(token) for token in self.all_special_tokens]
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens, without those added later."""
-        size: int = self._engine.get_vocab_size(with_added_tokens=False)
-        return size
-
-    def __len__(self) -> int:
-        size: int = self._engine.get_vocab_size(with_added_tokens=True)
-        return size
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return (
-            f"BertTokenizer({self.name_or_path!r}, {len(self)} tokens, "
-            f"do_lower_case={self.do_lower_case}, model_max_length={self.model_max_length})"
-        )
-
-    def get_vocab(self) -> dict[str, int]:
-        """All tokens with their ids, the added ones too."""
-        vocab: dict[str, int] = self._engine.get_vocab(with_added_tokens=True)
-        return vocab
-
-    @property
-    def vocab(self) -> dict[str, int]:
-        """All tokens with their ids, the added ones too."""
-        return self.get_vocab()
-
-    def get_added_vocab(self) -> dict[str, int]:
-        """The special tokens and all other added ones, with their ids."""
-        added = self._engine.get_added_tokens_decoder()
-        return {token.content: i for i, token in sorted(added.items())}
-
-    def continuation_mask(self) -> NDArray[np.bool_]:
-        """[V] True where the token continues a word ("##ing"); V is the largest id plus one."""
-        vocab = self.get_vocab()
-        mask = np.zeros(max(vocab.values()) + 1, dtype=np.bool_)
-        prefix = self._parts.continuing_subword_prefix
-        mask[[i for token, i in vocab.items() if prefix and token.startswith(prefix)]] = True
-        mask[self.all_special_ids] = False
-        return mask
-
-    def add_tokens(
-        self,
-        new_tokens: str | AddedToken | Sequence[str | AddedToken],
-        special_tokens: bool = False,
-    ) -> int:
-        """Add tokens at the end of the vocabulary; the model must grow by as many rows.
-
-        Returns:
-            How many were new.
-        """
-        tokens = [new_tokens] if isinstance(new_tokens, (str, AddedToken)) else list(new_tokens)
-        for token in tokens:
-            if not well_formed(str(token.content if isinstance(token, AddedToken) else token)):
-                raise DataError(f"{token!r} is not Unicode text")
-        with self._lock:
-            if not special_tokens:
-                count: int = self._engine.add_tokens(tokens)
-                return count
-            count = self._engine.add_special_tokens(tokens)
-        names = [t.content if isinstance(t, AddedToken) else t for t in tokens]
-        known = set(self.all_special_tokens)
-        self._extra_special += [name for name in names if name not in known]
-        return count
-
-    def add_special_tokens(self, tokens: Mapping[str, str | Sequence[str]]) -> int:
-        """Add or rename special tokens: {"mask_token": "<mask>", "extra_special_tokens": [...]}.
-
-        Returns:
-            How many were new.
-        """
-        count = 0
-        for name, value in tokens.items():
-            if name in SPECIAL_NAMES and isinstance(value, str):
-                count += self.add_tokens([value], special_tokens=True)
-                self._parts.special[name] = value
-                self._extra_special = [t for t in self._extra_special if t != value]
-            elif name in ("additional_special_tokens", "extra_special_tokens"):
-                count += self.add_tokens(list(value), special_tokens=True)
-            else:
-                raise UsageError(f"there is no special token called {name!r}")
-        self._set_special_ids()
-        return count
-
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """2 for a single text ([CLS] and [SEP]), 3 for a pair."""
-        return 3 if pair else 2
-
-    # Text to ids.
 
     def __call__(
         self,
@@ -347,7 +135,7 @@ class BertTokenizer:
             UsageError: the settings contradict each other, or a text cannot be cut as asked.
             TypeError: something is not text.
         """
-        inputs, batched, pair = _as_batch(text, text_pair, is_split_into_words)
+        inputs, batched, pair = as_batch(text, text_pair, is_split_into_words)
         shape = self._shape(
             padding, truncation, max_length, pad_to_multiple_of, stride=stride, pair=pair,
             side=padding_side, special=add_special_tokens, words=is_split_into_words,
@@ -366,7 +154,7 @@ class BertTokenizer:
             groups = [[row, *row.overflowing] for row in rows]
             owners = [i for i, group in enumerate(groups) for _ in group]
             rows = [row for group in groups for row in group]
-        data = _columns(rows, wanted, padded=shape.padding is not None, pair=pair)
+        data = columns_of(rows, wanted, padded=shape.padding is not None, pair=pair)
         if return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = owners
         if not batched and return_tensors is None and not return_overflowing_tokens:
@@ -388,7 +176,7 @@ class BertTokenizer:
         side: str | None = None,
         special: bool = True,
         words: bool = False,
-    ) -> _Shape:
+    ) -> Shape:
         if max_length is not None and padding in (False, None) and truncation is None:
             truncation = "longest_first"
         pad = {True: "longest", False: None, None: None, "do_not_pad": None}.get(padding, padding)
@@ -403,16 +191,16 @@ class BertTokenizer:
             raise UsageError(f"padding_side is {side!r}; say 'left' or 'right'")
         length = self.model_max_length if max_length is None else max_length
         if cut is not None:
-            _check_window(length, stride, self.num_special_tokens_to_add(pair) * special)
+            check_window(length, stride, self.num_special_tokens_to_add(pair) * special)
             if pad is not None and multiple and length % multiple:
                 raise UsageError(
                     f"max_length {length} is not a multiple of pad_to_multiple_of {multiple}"
                 )
-        return _Shape(
+        return Shape(
             pad, cut, length, stride, multiple, side or self.padding_side, special, words
         )  # fmt: skip
 
-    def _encode(self, inputs: Sequence[Any], shape: _Shape, offsets: bool) -> list[Encoding]:
+    def _encode(self, inputs: Sequence[Any], shape: Shape, offsets: bool) -> list[Encoding]:
         """The Rust encodings; without offsets in about half the time."""
         with self._lock:
             self._configure(shape)
@@ -424,9 +212,9 @@ class BertTokenizer:
                     add_special_tokens=shape.add_special_tokens,
                 )
             except TypeError as error:
-                raise _input_error(inputs, shape.words) from error
+                raise input_error(inputs, shape.words) from error
             except UnicodeError as error:
-                raise _input_error(inputs, shape.words) from error
+                raise input_error(inputs, shape.words) from error
             except Exception as error:
                 if "Truncation" not in str(error):
                     raise
@@ -436,7 +224,7 @@ class BertTokenizer:
                 ) from error
         return encodings
 
-    def _configure(self, shape: _Shape) -> None:
+    def _configure(self, shape: Shape) -> None:
         if shape.truncation is None:
             self._engine.no_truncation()
         else:
@@ -464,7 +252,7 @@ class BertTokenizer:
         Raises:
             DataError: a text holds a lone surrogate.
         """
-        plain = _Shape(None, None, 0, 0, None, "right", False, False)
+        plain = Shape(None, None, 0, 0, None, "right", False, False)
         return [row.ids for row in self._encode(texts, plain, offsets=False)]
 
     def tokenize(
@@ -534,7 +322,7 @@ class BertTokenizer:
         if isinstance(encoded_inputs, (list, tuple)):
             first = encoded_inputs[0] if encoded_inputs else {}
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in first}
-        columns = {k: _as_list(v) for k, v in encoded_inputs.items()}
+        columns = {k: as_list(v) for k, v in encoded_inputs.items()}
         if "input_ids" not in columns:
             raise UsageError(f"pad needs input_ids; it got {list(columns)}")
         single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
@@ -567,298 +355,5 @@ class BertTokenizer:
                 for row, pad in zip(rows, pads, strict=True)
             ]
 
-    # Ids to text.
-
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, or a list of ids; [UNK]'s id for what is not in the vocabulary."""
-        if isinstance(tokens, str):
-            index = self._engine.token_to_id(tokens) if well_formed(tokens) else None
-            return self.unk_token_id if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or a list of tokens."""
-        ids = _as_list(ids)
-        if isinstance(ids, int):
-            return self._engine.id_to_token(self._checked_ids([ids])[0])
-        skip = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self._engine.id_to_token(i) for i in self._checked_ids(ids) if i not in skip]
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Tokens joined to text: "##" pieces to their words, words by blanks."""
-        text: str = self._engine.decoder.decode(tokens)
-        return text
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> Any:
-        """Ids back to text: a string, or for a list of lists a list of strings.
-
-        Raises:
-            DataError: a number is not an id, such as the -100 of a label.
-        """
-        ids = _as_list(token_ids)
-        if isinstance(ids, Mapping):
-            ids = ids["input_ids"]
-        if isinstance(ids, int):
-            ids = [ids]
-        if ids and isinstance(ids[0], (list, tuple)):
-            return [
-                self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids
-            ]
-        text: str = self._engine.decode(
-            self._checked_ids(ids), skip_special_tokens=skip_special_tokens
-        )
-        clean = clean_up_tokenization_spaces
-        if self.clean_up_tokenization_spaces if clean is None else clean:
-            for old, new in CLEAN_UP:
-                text = text.replace(old, new)
-        return text
-
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """A list of lists of ids to a list of strings."""
-        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
-        return [texts] if isinstance(texts, str) else texts
-
-    def _checked_ids(self, ids: Iterable[Any]) -> list[int]:
-        numbers = [int(i) for i in ids]
-        for number in numbers:
-            if not 0 <= number < 2**32:
-                raise DataError(f"{number} is not the id of a token (ids start at 0)")
-        return numbers
-
-    # Files.
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        token: str | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
-    ) -> Self:
-        """Open the tokenizer of a model folder, a RUN folder, a vocab.txt or a hub name.
-
-        Padding and truncation stored in a tokenizer.json are ignored: say them in the call.
-
-        Args:
-            name_or_path: where it is.
-            revision: branch, tag or commit of a hub name.
-            token: access token for the hub.
-            local_files_only: never ask the hub.
-            overrides: do_lower_case, strip_accents, tokenize_chinese_chars, model_max_length,
-                padding_side, truncation_side, special tokens; they win over the files.
-
-        Raises:
-            CheckpointError: the files are missing, broken, hostile, not BERT's; or the tokenizer
-                lower-cases while its vocabulary is cased.
-        """
-        path = Path(name_or_path)
-        if not path.is_file() and not any(
-            (path / name).is_file() for name in ("tokenizer.json", "vocab.txt")
-        ):
-            from bertkit.checkpoint.hub import resolve_model
-
-            path = resolve_model(
-                name_or_path, revision=revision, token=token, offline=local_files_only
-            )
-        self = cls.__new__(cls)
-        self._build(read_parts(path, overrides), str(name_or_path))
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
-        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt.
-
-        Both versions 4 and 5 of transformers read them.
-
-        Returns:
-            The paths of the four files.
-        """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            self._engine.no_truncation()
-            self._engine.no_padding()
-            engine = self._engine.to_str(pretty=True)
-        texts = {
-            "tokenizer.json": engine,
-            "tokenizer_config.json": _dump(self._config()),
-            "special_tokens_map.json": _dump(self.special_tokens_map),
-            "vocab.txt": "".join(f"{token}\n" for token in self._vocab_lines()),
-        }
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        return tuple(str(folder / name) for name in texts)
-
-    def save_vocabulary(self, folder: str | Path) -> tuple[str]:
-        """Write vocab.txt alone."""
-        path = Path(folder) / "vocab.txt"
-        lines = "".join(f"{token}\n" for token in self._vocab_lines())
-        path.write_text(lines, encoding="utf-8", newline="\n")
-        return (str(path),)
-
-    def _vocab_lines(self) -> list[str]:
-        """The tokens in the order of their ids; a number that no token has gets a filler."""
-        tokens = {i: t for t, i in self._engine.get_vocab(with_added_tokens=False).items()}
-        return [tokens.get(i, f"[unused-gap-{i}]") for i in range(max(tokens) + 1)]
-
-    def _config(self) -> dict[str, Any]:
-        added = self._engine.get_added_tokens_decoder()
-        flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
-        return {
-            "added_tokens_decoder": {
-                str(i): {name: getattr(token, name) for name in flags}
-                for i, token in sorted(added.items())
-            },
-            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
-            "do_basic_tokenize": True,
-            "do_lower_case": self.do_lower_case,
-            "model_max_length": self.model_max_length,
-            "never_split": None,
-            "padding_side": self.padding_side,
-            "strip_accents": self.strip_accents,
-            "tokenize_chinese_chars": self.tokenize_chinese_chars,
-            "tokenizer_class": "BertTokenizer",
-            "truncation_side": self.truncation_side,
-            **self.special_tokens_map,
-        }
-
-    # Copies and other processes: a lock cannot travel, all else can.
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
-
 
 BertTokenizerFast = BertTokenizer
-
-
-def check_case(tokenizer: BertTokenizer) -> None:
-    """Refuse a tokenizer that lower-cases its text while its vocabulary is cased.
-
-    More than one word in a hundred with a capital letter makes a vocabulary cased: the uncased
-    ones of Google have none, and a user's own few added words do no harm.
-
-    Raises:
-        CheckpointError: it lower-cases, and the vocabulary is cased.
-    """
-    if not tokenizer.do_lower_case:
-        return
-    special = set(tokenizer.get_added_vocab())
-    words = [t for t in tokenizer.get_vocab() if t not in special and t[:1] + t[-1:] != "[]"]
-    upper = [word for word in words if word != word.lower()]
-    if 100 * len(upper) > len(words):
-        example = min(upper, key=lambda word: (len(word), word))
-        raise CheckpointError(
-            f"{tokenizer.name_or_path}: it lower-cases its text (do_lower_case), but {len(upper)} "
-            f"of its {len(words)} words have capitals, such as {example!r}; "
-            "set do_lower_case to false"
-        )
-
-
-def _dump(data: object) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-def _as_batch(text: Any, pair: Any, words: bool) -> tuple[Sequence[Any], bool, bool]:
-    """The inputs of the engine; whether a list was given; whether they are pairs."""
-    if words:
-        batched = bool(
-            isinstance(text, (list, tuple)) and text and isinstance(text[0], (list, tuple))
-        )
-    else:
-        batched = isinstance(text, (list, tuple))
-    if not batched:
-        return ([(text, pair)] if pair else [text]), False, bool(pair)
-    if pair is None:
-        # A list of pairs. (The engine takes a list of two texts for a pair as well.)
-        firsts = [item[0] if item else None for item in text] if words else text
-        return text, True, any(isinstance(first, (list, tuple)) for first in firsts)
-    if isinstance(pair, str) or len(pair) != len(text):
-        raise UsageError(
-            f"there are {len(text)} texts, so text_pair must be a list of {len(text)} texts"
-        )
-    return list(zip(text, pair, strict=True)), True, bool(text)
-
-
-def _check_window(length: int, stride: int, special: int) -> None:
-    """The engine panics, or cuts nothing, where the window has no room."""
-    if length < special or length < 1:
-        raise UsageError(f"max_length {length} has no room for the {special} special tokens")
-    if stride < 0 or (stride and stride >= length - special):
-        raise UsageError(
-            f"stride {stride} leaves no new token in a window of {length - special} tokens "
-            f"(max_length {length} less {special} special tokens)"
-        )
-
-
-def _columns(
-    rows: list[Encoding], wanted: dict[str, bool], *, padded: bool, pair: bool
-) -> dict[str, list[Any]]:
-    """Lists by name; constant ones are made here, which is faster than asking the engine."""
-    ids = [row.ids for row in rows]
-    data: dict[str, list[Any]] = {"input_ids": ids}
-    if wanted["token_type_ids"]:
-        data["token_type_ids"] = [r.type_ids for r in rows] if pair else [[0] * len(i) for i in ids]
-    if wanted["attention_mask"]:
-        data["attention_mask"] = (
-            [row.attention_mask for row in rows] if padded else [[1] * len(i) for i in ids]
-        )
-    if wanted["special_tokens_mask"]:
-        data["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
-    if wanted["offset_mapping"]:
-        data["offset_mapping"] = [row.offsets for row in rows]
-    if wanted["length"]:
-        data["length"] = [len(i) for i in ids]
-    return data
-
-
-def _as_list(value: Any) -> Any:
-    """Tensors and arrays, also inside a list, as lists of ints."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, (list, tuple)) and value and hasattr(value[0], "tolist"):
-        return [v.tolist() for v in value]
-    return value
-
-
-def _input_error(inputs: Sequence[Any], words: bool) -> Exception:
-    """Why the engine refused its inputs."""
-    for number, item in enumerate(inputs):
-        for text in _leaves(item):
-            if not isinstance(text, str):
-                return TypeError(f"text {number} is {type(text).__name__}, not a string")
-            if not well_formed(text):
-                return _surrogate_error(text, number)
-    kind = "lists of words" if words else "texts"
-    return TypeError(f"a tokenizer takes {kind} or pairs of {kind}")
-
-
-def _surrogate_error(text: str, number: int) -> DataError:
-    at = next(i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff")
-    return DataError(
-        f"text {number} holds a lone surrogate, U+{ord(text[at]):04X}, at character {at}: "
-        "it is broken UTF-16; mend it with text.encode('utf-16', 'surrogatepass')"
-        ".decode('utf-16', 'replace')"
-    )
-
-
-def _leaves(item: Any) -> Iterable[Any]:
-    if isinstance(item, (list, tuple)):
-        for part in item:
-            yield from _leaves(part)
-    else:
-        yield item
