@@ -22,6 +22,8 @@ LOW = (1 << SHIFT) - 1
 MAJOR_SHARE = 0.005
 # How much of each of the corpus's own scripts the alphabet covers, if the size has room for it.
 COVERAGE = 0.9995
+# However small the vocabulary, this many pieces may be single characters.
+SMALLEST = 200
 
 
 def count_characters(words: Mapping[str, int]) -> Counter[str]:
@@ -37,11 +39,11 @@ def count_characters(words: Mapping[str, int]) -> Counter[str]:
 def choose_alphabet(pieces: Mapping[str, int], room: int, min_frequency: int) -> list[str]:
     """The single-character pieces that a vocabulary of `room` pieces keeps, most frequent first.
 
-    Every script with a real share of the text is covered alike: a character's turn comes by how
-    much of its own script the more frequent characters of that script leave uncovered. So a text
-    with one Chinese document in twenty keeps the common Chinese characters. Stray characters of
-    other scripts are kept where they are seen about as often as the pieces they would displace
-    would have been; and merges always keep a share of the room, as large as their use.
+    The letters of the text's own scripts come first. Large scripts are covered alike: a character's
+    turn comes by how much of its own script the more frequent characters leave uncovered. So a
+    text with one Chinese document in twenty keeps the common Chinese characters. Stray characters
+    of other scripts are kept where they are seen about as often as the pieces they would displace;
+    and merges always keep a share of the room, as large as their use.
 
     Args:
         pieces: how often each single-character piece occurs.
@@ -56,21 +58,26 @@ def choose_alphabet(pieces: Mapping[str, int], room: int, min_frequency: int) ->
         scripts[script_of(char)].append(char)
     total = sum(chars.values())
     words = sum(count for piece, count in pieces.items() if len(piece) == 1)
-    turns: list[tuple[float, int, str]] = []
-    for members in scripts.values():
-        whole, covered = sum(chars[char] for char in members), 0
-        major = whole >= MAJOR_SHARE * total
-        for char in members:
-            count = chars[char]
-            floor = min_frequency if major else max(min_frequency, words / (20 * max(room, 1)))
-            if count < floor or (major and covered >= COVERAGE * whole):
-                break
-            turns.append((covered / whole, -count, char))
-            covered += count
     # Merges keep up to half of the room: all of it for English, little for Chinese, whose
     # characters are words by themselves.
     inside = sum(count for piece, count in pieces.items() if len(piece) > 1)
-    limit = int(room * (1 - 0.5 * min(1.0, 2 * inside / max(total, 1))))
+    share = 1 - 0.5 * min(1.0, 2 * inside / max(total, 1))
+    limit = min(room, max(int(room * share), SMALLEST))
+    turns: list[tuple[float, int, str]] = []
+    for members in scripts.values():
+        whole = sum(chars[char] for char in members)
+        major = whole >= MAJOR_SHARE * total
+        floor = min_frequency if major else max(min_frequency, words / (20 * room))
+        wanted, covered = [], 0
+        for char in members:
+            if chars[char] < floor or (major and covered >= COVERAGE * whole):
+                break
+            wanted.append((covered / whole, -chars[char], char))
+            covered += chars[char]
+        if major and len(wanted) <= max(limit // 8, SMALLEST // 4):
+            # An alphabet of letters: without one of them, all words with it would be [UNK].
+            wanted = [(-1.0, count, char) for _, count, char in wanted]
+        turns += wanted
     chosen: list[str] = []
     for _, _, char in sorted(turns):
         forms = forms_of(char, pieces)
