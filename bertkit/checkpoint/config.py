@@ -130,7 +130,7 @@ class BertConfig:
         if id2label is None and label2id is not None:
             if not isinstance(label2id, dict):
                 raise ConfigError("label2id must be a table of label to number")
-            id2label = {number: label for label, number in label2id.items()}
+            id2label = dict(zip(map(str, label2id.values()), label2id, strict=True))
         if id2label is not None:
             id2label = _labels(id2label)
         if num_labels is not None and (id2label is None or num_labels != len(id2label)):

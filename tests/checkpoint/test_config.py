@@ -107,6 +107,7 @@ def test_it_prints_as_json() -> None:
         ({"id2label": {"a": 0}}, "numbers to names"),
         ({"id2label": []}, "table"),
         ({"label2id": 3}, "table"),
+        ({"label2id": {"a": []}}, "numbers to names"),
         ({"to_dict": 1}, "'to_dict' cannot be"),
         ({"tie_word_embeddings": "yes"}, "true or false"),
     ],
