@@ -12,6 +12,7 @@ training steps only; ours starts with the process, so that imports, reading and 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs as a p
 from benchmarks import peers, report
 from benchmarks.examples import MASK_RATE, NOT_MASKED
 from benchmarks.recipe_peer import Mark, Recipe, RecipeSettings, read_marks, write_marks
-from bertkit.data.shards import TokenStore
+from bertkit.data.shards import INDEX, TokenStore
 from bertkit.runtime import pick_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,8 +109,12 @@ def split_documents(data: Path, split: str, tokenizer: Any) -> Iterator[list[int
 def make_held_out(options: Options, tokenizer: Any) -> HeldOut:
     """The fixed held-out rows, made once and kept in WORK/held_out.npz."""
     path = options.work / "held_out.npz"
+    # Rows of other data, or of other lengths, in the same folder would be compared unnoticed.
+    key = f"{(options.data / 'dev' / INDEX).read_text()} {options.length} {options.eval_tokens}"
     if path.is_file():
         with np.load(path) as kept:
+            if str(kept["key"]) != key:
+                raise SystemExit(f"{path} was made from other data; name another --work")
             return HeldOut(kept["ids"], kept["labels"], kept["counts"])
     rows = peers.group_texts(split_documents(options.data, "dev", tokenizer), options.length)
     rows = rows[: max(1, options.eval_tokens // options.length)]
@@ -124,7 +129,7 @@ def make_held_out(options: Options, tokenizer: Any) -> HeldOut:
     counts = np.bincount(train.ravel(), minlength=len(tokenizer))
     counts[special] = 0
     made = HeldOut(ids, np.where(chosen, rows, NOT_MASKED), counts)
-    np.savez(path, ids=made.ids, labels=made.labels, counts=made.counts)
+    np.savez(path, key=key, ids=made.ids, labels=made.labels, counts=made.counts)
     return made
 
 
@@ -199,13 +204,13 @@ def run_ours(options: Options) -> list[Mark]:
     done = subprocess.run(our_command(options, run), env=environment, stdout=sys.stderr, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"bertkit pretrain ended with {done.returncode}")
-    marks = [
-        Mark(str(weights.parent), weights.stat().st_mtime - start)
-        for weights in [
-            *sorted(run.glob("checkpoints/step-*/model.safetensors")),
-            run / "model" / "model.safetensors",
-        ]
-    ]
+    marks: list[Mark] = []
+    for weights in sorted(run.glob("checkpoints/step-*/model.safetensors")):
+        told = json.loads((weights.parent / "trainer_state.json").read_text(encoding="utf-8"))
+        marks.append(Mark(str(weights.parent), weights.stat().st_mtime - start, told["tokens"]))
+    final = run / "model" / "model.safetensors"
+    tokens = marks[-1].tokens if marks else 0
+    marks.append(Mark(str(final.parent), final.stat().st_mtime - start, tokens))
     write_marks(run / "marks.json", marks)
     return marks
 
@@ -249,9 +254,15 @@ def write_results(options: Options, held_out: HeldOut) -> None:
     sides = {name: scored(options, name, held_out) for name in ("peer", "ours")}
     unigram = held_out.unigram()
     titles = {"peer": "transformers", "ours": "bertkit"}
-    body = [["unigram of the training split", "-", f"{unigram[0]:.3f}", f"{unigram[1]:.3f}"]]
+    body = [["unigram of the training split", "-", "-", f"{unigram[0]:.3f}", f"{unigram[1]:.3f}"]]
     body += [
-        [titles[name], f"{mark.seconds:.0f}", f"{mark.loss:.3f}", f"{mark.accuracy:.3f}"]
+        [
+            titles[name],
+            f"{mark.seconds:.0f}",
+            f"{mark.tokens:,}",
+            f"{mark.loss:.3f}",
+            f"{mark.accuracy:.3f}",
+        ]
         for name, marks in sides.items()
         for mark in marks
     ]
@@ -269,7 +280,7 @@ def write_results(options: Options, held_out: HeldOut) -> None:
     sections = [
         intro,
         verdict(sides["peer"], sides["ours"]),
-        report.table(["side", "seconds", "held-out loss", "accuracy"], body),
+        report.table(["side", "seconds", "tokens seen", "held-out loss", "accuracy"], body),
     ]
     figures: dict[str, object] = {
         "unigram": unigram,

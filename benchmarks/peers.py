@@ -35,7 +35,10 @@ Encoding = dict[str, list[list[int]]]
 
 def transformers() -> Any:
     """The library, imported late (seconds) and untyped (its annotations lag behind its code)."""
-    return importlib.import_module("transformers")
+    module = importlib.import_module("transformers")
+    module.utils.logging.disable_progress_bar()
+    module.utils.logging.set_verbosity_error()  # a page about unused heads for each folder scored
+    return module
 
 
 def vocab_tokenizer(vocab: Path) -> Any:
