@@ -14,15 +14,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from bertkit.text.tokenizer import BertTokenizer
 
 # Han characters that no normalisation changes.
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff"
-_PIECES = re.compile(f"[{_HAN}]|[^ {_HAN}]+")
 # ASCII words and the punctuation that always stands alone: ASCII's, and dashes, quotes, dots ….
 _PLAIN = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~\u2010-\u2027]")
+_MARKS = np.zeros(256, dtype=np.bool_)
+_MARKS[[ord(mark) for mark in ",.\"'()-:;"]] = True
 _ALL_PLAIN = re.compile(r"[!-~\u2010-\u2027]+")
 _LONGEST_KEPT = 64
 
@@ -46,31 +49,57 @@ class WordCache:
 
     def encode(self, sentences: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """The ids of all sentences laid end to end [T], and the tokens of each [sentences]."""
-        if self.exact:
-            encoded = [self._bytes_of(s) for s in self._spaced(sentences)]
-        else:
+        if not self.exact:
             rows = self.tokenizer.encode_sentences(list(sentences))
-            encoded = [np.array(row, self.dtype).tobytes() for row in rows]
-        lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
-        return np.frombuffer(b"".join(encoded), self.dtype), lengths
+            lengths = np.array([len(row) for row in rows], dtype=np.int64)
+            return np.array([i for row in rows for i in row], dtype=self.dtype), lengths
+        # Arrow finds the words and numbers them; Python sees each different word once.
+        words = pc.split_pattern(self._spaced(sentences), " ")
+        numbered = words.values.dictionary_encode()
+        encoded = [self._pieces[word] for word in numbered.dictionary.to_pylist()]
+        sizes = np.fromiter(map(len, encoded), np.int64, len(encoded)) // self.dtype.itemsize
+        table = np.frombuffer(b"".join(encoded), self.dtype)
+        chosen = numbered.indices.to_numpy()
+        taken = sizes[chosen]
+        ends = np.concatenate([[0], np.cumsum(taken)])
+        first = (np.cumsum(sizes) - sizes)[chosen]
+        tokens = table[np.repeat(first - ends[:-1], taken) + np.arange(ends[-1])]
+        return tokens, np.diff(ends[words.offsets.to_numpy()])
 
-    def _spaced(self, sentences: Sequence[str]) -> Sequence[str]:
-        """Blanks around the commonest punctuation, which stands alone anyway: fewer unlike words."""
-        text = "\n".join(sentences)
-        if self._pieces.may_be_added(text) or text.count("\n") != len(sentences) - 1:
-            if len(sentences) < 2:
-                return sentences
-            return [spaced for sentence in sentences for spaced in self._spaced([sentence])]
-        for mark in ",.\"'()-:;":
-            text = text.replace(mark, f" {mark} ")
-        return text.split("\n")
+    def _spaced(self, sentences: Sequence[str]) -> pa.LargeStringArray:
+        """The sentences with blanks around what stands alone anyway: Han characters and marks."""
+        text = "".join([s + "\n" for s in sentences])
+        if text.count("\n") != len(sentences):  # one has a line end inside, which is a blank
+            text = "".join([s.replace("\n", " ") + "\n" for s in sentences])
+        data = np.frombuffer(text.encode(), dtype=np.uint8)
+        alone = _MARKS[data]
+        if self._pieces.may_be_added(text):
+            hold = [self._pieces.may_be_added(s) for s in sentences]
+            alone &= ~np.array([*hold, False])[np.cumsum(data == 10) - (data == 10)]
+        before = after = alone
+        if self._by_character and not text.isascii():
+            han = _han_bytes(data)
+            before, after = alone | han, alone | np.roll(han, 2)
+        ends = np.cumsum(before.view(np.uint8) + after.view(np.uint8) + np.uint8(1), dtype=np.int64)
+        spaced = np.full(ends[-1] if len(ends) else 0, 32, dtype=np.uint8)
+        spaced[ends - 1 - after] = data
+        bounds = np.concatenate([[0], np.flatnonzero(spaced == 10) + 1]).astype(np.int64)
+        spaced[bounds[1:] - 1] = 32
+        buffers = [None, pa.py_buffer(bounds), pa.py_buffer(spaced)]
+        return pa.LargeStringArray.from_buffers(len(sentences), buffers[1], buffers[2])
 
-    def _bytes_of(self, sentence: str) -> bytes:
-        if sentence.isascii() or not self._by_character:
-            words = sentence.split(" ")
-        else:
-            words = _PIECES.findall(sentence)
-        return b"".join(map(self._pieces.__getitem__, words))
+
+def _han_bytes(data: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """True at the first byte of each Han character of UTF-8 text (U+3400-4DBF, U+4E00-9FFF)."""
+    high = (data >= 0xE3) & (data <= 0xE9)
+    places = np.flatnonzero(high)
+    found = np.zeros(len(data), dtype=np.bool_)
+    code = (data[places].astype(np.int32) & 15) << 12
+    code |= (data[places + 1].astype(np.int32) & 63) << 6
+    code |= data[places + 2].astype(np.int32) & 63
+    is_han = ((code >= 0x4E00) & (code <= 0x9FFF)) | ((code >= 0x3400) & (code <= 0x4DBF))
+    found[places[is_han]] = True
+    return found
 
 
 class _Pieces(dict[str, bytes]):
@@ -81,9 +110,11 @@ class _Pieces(dict[str, bytes]):
     ) -> None:
         super().__init__()
         self.tokenizer, self.dtype, self.limit = tokenizer, dtype, limit
-        self.vocab = tokenizer.backend.get_vocab(with_added_tokens=False)
+        vocab = tokenizer.backend.get_vocab(with_added_tokens=False)
+        self.starts = {token: self._pack([i]) for token, i in vocab.items()}
+        self.continues = {t[2:]: i for t, i in self.starts.items() if t.startswith("##")}
         self.unknown = self._pack([tokenizer.unk_token_id])
-        self.longest = max(map(len, self.vocab))
+        self.longest = max(map(len, vocab))
         self.words: dict[str, bytes] = {}
         # Words that may hold an added token are left to the engine; it looks for them first.
         firsts = {token[0] for token in added}
@@ -124,15 +155,15 @@ class _Pieces(dict[str, bytes]):
         """The greedy longest match first of Wu et al. 2016 (arXiv 1609.08144)."""
         if len(word) > self.max_word:
             return self.unknown
-        ids: list[int] = []
-        start, size, prefix = 0, len(word), ""
+        encoded = []
+        start, size, known = 0, len(word), self.starts
         while start < size:
             for end in range(min(size, start + self.longest), start, -1):
-                found = self.vocab.get(prefix + word[start:end])
+                found = known.get(word[start:end])
                 if found is not None:
-                    ids.append(found)
+                    encoded.append(found)
                     break
             else:
                 return self.unknown
-            start, prefix = end, "##"
-        return self._pack(ids)
+            start, known = end, self.continues
+        return b"".join(encoded)

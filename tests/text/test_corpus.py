@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkit.errors import DataError, UsageError
@@ -316,6 +316,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
 LINE = st.text(st.characters(codec="utf-8", exclude_characters="\0\n"), max_size=8)
 
 
+@settings(deadline=None)
 @given(st.lists(LINE, max_size=12))
 def test_every_line_comes_back_once(lines: list[str]) -> None:
     import tempfile

@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkit.errors import DataError
@@ -78,6 +78,7 @@ PIECES = st.sampled_from(
 TEXT = st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=40).map("".join))
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_spans_cover_all_that_is_not_space(text: str) -> None:
     spans = sentence_spans(text)
@@ -92,6 +93,7 @@ def test_spans_cover_all_that_is_not_space(text: str) -> None:
     assert split_sentences(text) == [text[a:b] for a, b in spans]
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_a_sentence_is_one_sentence(text: str) -> None:
     for sentence in split_sentences(text):
@@ -111,6 +113,7 @@ def test_long_text_takes_linear_time() -> None:
         assert characters <= sum(b - a for a, b in sentence_spans(text)) <= len(text)
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_words_cover_all_that_is_not_space(text: str) -> None:
     spans = word_spans(text)

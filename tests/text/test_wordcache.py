@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkit.text.sentences import split_sentences
@@ -41,6 +41,7 @@ def test_equal_to_the_engine(lower: bool, chinese: bool) -> None:
     tok = tokenizer(lower, chinese)
     cache = WordCache(tok, limit=20)
 
+    @settings(deadline=None)
     @given(st.lists(TEXT, max_size=4))
     def check(texts: list[str]) -> None:
         same(tok, cache, texts)

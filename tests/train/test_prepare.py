@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkit.data.shards import TokenStore
@@ -264,6 +264,7 @@ def test_a_single_document(tmp_path: Path, tokenizer: Path) -> None:
         prepare([tiny], tokenizer, tmp_path / "tiny")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 9)), min_size=1, max_size=300),
     st.sampled_from([0.001, 0.01, 0.1, 0.5]),
