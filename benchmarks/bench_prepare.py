@@ -4,9 +4,9 @@
 
 Each run is a process of its own with a fresh folder and fresh caches; rounds are interleaved. The
 corpus is uncompressed first, so that neither side waits for gzip. Times are of whole processes; a
-second ratio leaves out the peer's imports, not ours. Memory is the peak of the whole process tree, shared pages counted
-once (PSS). Ours also splits sentences, counts duplicates, sets a held-out share aside and hashes
-what it writes; the peer does not.
+second ratio leaves out the peer's imports, not ours. Memory is the peak of the process tree, shared
+pages counted once (PSS). Ours also splits sentences, counts duplicates, sets a held-out share aside
+and hashes what it writes; the peer does not.
 """
 
 from __future__ import annotations
@@ -240,7 +240,8 @@ def measure(options: Options, work: Path) -> None:
         f"{megabytes:.1f} MB of text, {options.workers} workers, {options.rounds} interleaved "
         f"rounds, fresh caches, median (min-max). The peer is the fastest of "
         f"{len(candidates(options.workers))} ways to drive datasets.map: {settings}. Times "
-        "are of whole processes; the last column leaves out the peer's imports, not ours. Peak memory: process tree, PSS."
+        "are of whole processes; the last column leaves out the peer's imports, not ours. "
+        "Peak memory: process tree, PSS."
     )
     figures: dict[str, object] = {
         "megabytes": megabytes,
