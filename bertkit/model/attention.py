@@ -99,7 +99,7 @@ def attention_maps(query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
     slots = real.flatten().nonzero().squeeze(1).to(query.device)
     rows = [x.new_zeros(size * longest, *x.shape[1:]).index_copy(0, slots, x) for x in (query, key)]
     q, k = (x.view(size, longest, *x.shape[1:]).transpose(1, 2) for x in rows)
-    scores = (q @ k.transpose(-1, -2)) * query.shape[-1] ** -0.5
+    scores: Tensor = (q @ k.transpose(-1, -2)) * query.shape[-1] ** -0.5
     real = real.to(query.device)
     weights = scores.masked_fill(~real[:, None, None, :], -torch.inf).softmax(-1)
     return weights * real[:, None, :, None]
@@ -197,13 +197,18 @@ def _rows(
     return index.flatten(), longest, None if equal else (columns < lengths[:, None]).flatten()
 
 
+def _sums_dtype(query: Tensor) -> torch.dtype:
+    """Of the logarithms of the softmax's sums: fp32 at least."""
+    return torch.promote_types(query.dtype, torch.float32)
+
+
 @torch.library.custom_op("bertkit::ragged_attention", mutates_args=())
 def _bucketed(
     query: Tensor, key: Tensor, value: Tensor, q_lengths: Tensor, k_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
     """CPU flash attention bucket by bucket; opaque to torch.compile, whose graph stays static."""
     out = torch.empty_like(query)
-    log_sums = query.new_empty(query.shape[:2], dtype=torch.float32)
+    log_sums = query.new_empty(query.shape[:2], dtype=_sums_dtype(query))
     for bucket in buckets_of(q_lengths, k_lengths):
         q = _side_by_side(query, bucket.queries, bucket.query_length)
         k, v = (_side_by_side(x, bucket.keys, bucket.key_length) for x in (key, value))
@@ -267,7 +272,7 @@ def _put_back(whole: Tensor, part: Tensor, bucket: Bucket, keys: bool = False) -
 def _(
     query: Tensor, key: Tensor, value: Tensor, q_lengths: Tensor, k_lengths: Tensor
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+    return torch.empty_like(query), query.new_empty(query.shape[:2], dtype=_sums_dtype(query))
 
 
 @_bucketed_backward.register_fake

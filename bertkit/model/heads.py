@@ -125,7 +125,8 @@ class _BertWithHeads(BertPreTrainedModel):
             readers: `batch.readers(first=model.pools)`, taken while the batch was on the CPU.
         """
         hidden = self.bert.encode(batch, readers)
-        zero = hidden.new_zeros((), dtype=torch.float32)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        zero = hidden.new_zeros((), dtype=exact)
         none = torch.zeros((), dtype=torch.int64, device=hidden.device)
         mlm, mlm_correct, nsp, nsp_correct = zero, none, zero, none
         if hasattr(self.cls, "predictions"):
@@ -133,7 +134,7 @@ class _BertWithHeads(BertPreTrainedModel):
             mlm, mlm_correct = self.cls.predictions.loss(masked, batch.mlm_labels)
         if readers.first is not None and self.bert.pooler is not None:
             pooled = self.bert.pooler(hidden.index_select(0, readers.first))
-            logits = self.cls.seq_relationship(pooled).float()
+            logits = self.cls.seq_relationship(pooled).to(exact)
             nsp = nn.functional.cross_entropy(
                 logits, batch.nsp_labels, reduction="sum", ignore_index=-100
             )

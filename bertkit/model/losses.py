@@ -38,7 +38,8 @@ class BertPretrainingLoss(nn.Module):
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over labels other than -100; 0, never NaN, where there is none."""
     logits, labels = logits.flatten(0, -2), labels.flatten()
-    total = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
     return total / (labels != -100).sum().clamp(min=1)
 
 
@@ -73,7 +74,7 @@ def linear_cross_entropy(
         labels: [M] int64, each in [0, V).
 
     Returns:
-        The sum over M (scalar, fp32) and the count of correct best guesses (scalar, int64).
+        The sum over M (scalar, fp32 or fp64) and the count of correct best guesses (scalar, int64).
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -93,7 +94,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
     ) -> tuple[Tensor, Tensor]:
         wants_grad = any(ctx.needs_input_grad)  # type: ignore[attr-defined]
-        total = hidden.new_zeros((), dtype=torch.float32)
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=exact)
         correct = hidden.new_zeros((), dtype=torch.int64)
         grads = None
         if wants_grad:
@@ -101,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = F.linear(hidden[part], weight, bias).float()
+            logits = F.linear(hidden[part], weight, bias).to(exact)
             lse = logits.logsumexp(-1)
             target = labels[part].unsqueeze(-1)
             total += (lse - logits.gather(-1, target).squeeze(-1)).sum()
