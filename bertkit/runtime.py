@@ -129,8 +129,11 @@ def has_compiler(device: torch.device) -> bool:
 
 def seed_step(seed: int, step: int, part: int) -> None:
     """Seed torch for one micro-batch, so that its dropout is a function of (seed, step, part)."""
-    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + part) & (2**63 - 1)
-    torch.manual_seed(mixed)
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + part) & (2**64 - 1)
+    # torch's CPU generator reads the low 32 bits only: bring the others down (splitmix64).
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ mixed >> shift) * factor & (2**64 - 1)
+    torch.manual_seed((mixed ^ mixed >> 31) & (2**63 - 1))
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
