@@ -1,0 +1,104 @@
+"""Recipes: every name and value is checked, and what is saved reads back the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertkit.errors import ConfigError, UsageError
+from bertkit.settings import SIZES, Recipe, dump_recipe, load_recipe
+
+
+def test_defaults_are_valid() -> None:
+    assert load_recipe(None, {}, Recipe) == Recipe()
+
+
+def test_strings_take_the_type_of_their_setting() -> None:
+    recipe = load_recipe(
+        None,
+        {
+            "train.steps": "100",
+            "train.learning_rate": "1e-3",
+            "data.weights": "[1, 2.5]",
+            "log.tensorboard": "true",
+            "model.size": "base",
+            "train.minutes": "none",
+        },
+        Recipe,
+    )
+    assert recipe.train.steps == 100
+    assert recipe.train.learning_rate == 1e-3
+    assert recipe.data.weights == [1.0, 2.5]
+    assert recipe.log.tensorboard is True
+    assert recipe.model.size == "base"
+    assert recipe.train.minutes is None
+
+
+def test_a_file_with_overrides_on_top(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[train]\nsteps = 5\nseed = 3\n[model]\nsize = 'tiny'\n")
+    recipe = load_recipe(path, {"train.steps": 7}, Recipe)
+    assert (recipe.train.steps, recipe.train.seed, recipe.model.size) == (7, 3, "tiny")
+
+
+def test_a_recipe_survives_its_dump(tmp_path: Path) -> None:
+    overrides = {"train.tokens": 12345, "data.masking": "word", "train.adam_epsilon": 1e-8}
+    recipe = load_recipe(None, overrides, Recipe)
+    path = tmp_path / "saved.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path, {}, Recipe) == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("train.stepz", 5, "train.stepz"),
+        ("training.steps", 5, "training.steps"),
+        ("train", 5, "'train'"),
+        ("train.steps", 0, "steps"),
+        ("train.steps", "many", "steps"),
+        ("train.warmup_ratio", 1.5, "warmup_ratio"),
+        ("model.size", "huge", "size"),
+        ("data.mlm_probability", 0, "mlm_probability"),
+        ("train.dropout", 1, "dropout"),
+        ("data.max_length", 4, "max_length"),
+    ],
+)
+def test_a_wrong_override_is_a_usage_error_that_names_it(name: str, value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        load_recipe(None, {name: value}, Recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_setting_lists_those_there_are() -> None:
+    with pytest.raises(UsageError, match=r"checkpoint\.every_steps, checkpoint\.every_minutes"):
+        load_recipe(None, {"checkpoint.every": 5}, Recipe)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[train]\nstepz = 5\n", "[train]\nsteps = 'x'\n", "[nonsense]\na = 1\n", "= not toml", "\xff"],
+)
+def test_a_wrong_file_is_a_config_error_that_names_it(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load_recipe(path, {}, Recipe)
+    with pytest.raises(ConfigError, match=r"gone\.toml"):
+        load_recipe(tmp_path / "gone.toml", {}, Recipe)
+
+
+def test_sizes_have_heads_of_64_numbers() -> None:
+    for _, hidden, heads in SIZES.values():
+        assert hidden == 64 * heads
+    assert SIZES["base"] == (12, 768, 12)
+    assert SIZES["large"] == (24, 1024, 16)
+
+
+def test_settings_load_no_torch() -> None:
+    code = "import sys, bertkit.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
