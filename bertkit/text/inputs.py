@@ -60,6 +60,13 @@ def check_window(length: int, stride: int, special: int) -> None:
         )
 
 
+def with_overflow(rows: list[Encoding]) -> tuple[list[Encoding], list[int]]:
+    """Each text's windows as rows of their own, and the number of the text that each is of."""
+    groups = [[row, *row.overflowing] for row in rows]
+    owners = [i for i, group in enumerate(groups) for _ in group]
+    return [row for group in groups for row in group], owners
+
+
 def columns_of(
     rows: list[Encoding], wanted: dict[str, bool], *, padded: bool, pair: bool
 ) -> dict[str, list[Any]]:

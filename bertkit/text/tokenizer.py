@@ -22,6 +22,7 @@ from bertkit.text.inputs import (
     check_window,
     columns_of,
     input_error,
+    with_overflow,
 )
 from bertkit.text.tokens import TokenTable, check_case
 from bertkit.text.wordpiece import SPECIAL_NAMES, TokenizerParts, checked_vocab, read_vocab
@@ -41,6 +42,25 @@ class BertTokenizer(TokenTable):
         model_max_length: what `truncation=True` without a max_length cuts to.
         padding_side: "right" or "left".
         special_tokens: other names for pad_token, unk_token, cls_token, sep_token, mask_token.
+
+    The options of a call:
+        add_special_tokens: put [CLS] and [SEP] around the texts.
+        padding: True or "longest", "max_length", False.
+        truncation: True or "longest_first", "only_first", "only_second", False.
+        max_length: tokens in a row, special ones counted; None is model_max_length.
+        stride: tokens that neighbouring windows of one text share (with overflow).
+        is_split_into_words: the texts are lists of words; word_ids count these.
+        pad_to_multiple_of: pad to a multiple of this.
+        padding_side: "right" or "left"; None is the tokenizer's own.
+        return_tensors: "pt" torch, "np" numpy, None lists.
+        return_token_type_ids: 0 for the first text, 1 for the second.
+        return_attention_mask: 1 for tokens, 0 for padding.
+        return_overflowing_tokens: cut a long text into several rows, and say in
+            overflow_to_sample_mapping which text each row comes from.
+        return_special_tokens_mask: 1 for special tokens.
+        return_offsets_mapping: (start, end) of each token in the user's own text.
+        return_length: the tokens of each row.
+        verbose: taken for compatibility; nothing is printed either way.
 
     Raises:
         CheckpointError: the vocabulary cannot be read, lacks a special token, or is cased while
@@ -107,28 +127,10 @@ class BertTokenizer(TokenTable):
     ) -> BatchEncoding:
         """Encode a text, a pair, or a list of either, as transformers' fast tokenizer does.
 
-        Args:
-            text: a text, a list of texts, a list of pairs; with is_split_into_words, a list of
-                words or a list of such lists.
-            text_pair: the second text, or one for each text. As in transformers, an empty second
-                text beside one single first text is none.
-            add_special_tokens: put [CLS] and [SEP] around the texts.
-            padding: True or "longest", "max_length", False.
-            truncation: True or "longest_first", "only_first", "only_second", False.
-            max_length: tokens in a row, special ones counted; None is model_max_length.
-            stride: tokens that neighbouring windows of one text share (with overflow).
-            is_split_into_words: the texts are lists of words; word_ids count these.
-            pad_to_multiple_of: pad to a multiple of this.
-            padding_side: "right" or "left"; None is the tokenizer's own.
-            return_tensors: "pt" torch, "np" numpy, None lists.
-            return_token_type_ids: 0 for the first text, 1 for the second.
-            return_attention_mask: 1 for tokens, 0 for padding.
-            return_overflowing_tokens: cut a long text into several rows, and say in
-                overflow_to_sample_mapping which text each row comes from.
-            return_special_tokens_mask: 1 for special tokens.
-            return_offsets_mapping: (start, end) of each token in the user's own text.
-            return_length: the tokens of each row.
-            verbose: taken for compatibility; nothing is printed either way.
+        `text` is a text, a list of texts or a list of pairs; with is_split_into_words a list of
+        words or a list of such lists. `text_pair` is the second text, or one for each text. As in
+        transformers, an empty second text beside one single first text is none. The options are
+        listed for the class.
 
         Raises:
             DataError: a text holds a lone surrogate; or no tensor can be made of ragged rows.
@@ -149,11 +151,8 @@ class BertTokenizer(TokenTable):
         }
         full = return_offsets_mapping or return_overflowing_tokens
         rows = self._encode(inputs, shape, offsets=full)
-        owners: list[int] = []
         if return_overflowing_tokens:
-            groups = [[row, *row.overflowing] for row in rows]
-            owners = [i for i, group in enumerate(groups) for _ in group]
-            rows = [row for group in groups for row in group]
+            rows, owners = with_overflow(rows)
         data = columns_of(rows, wanted, padded=shape.padding is not None, pair=pair)
         if return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = owners
