@@ -110,6 +110,7 @@ class _Pieces(dict[str, bytes]):
     ) -> None:
         super().__init__()
         self.tokenizer, self.dtype, self.limit = tokenizer, dtype, limit
+        self.lower = tokenizer.do_lower_case
         vocab = tokenizer.backend.get_vocab(with_added_tokens=False)
         self.starts = {token: self._pack([i]) for token, i in vocab.items()}
         self.continues = {t[2:]: i for t, i in self.starts.items() if t.startswith("##")}
@@ -129,7 +130,9 @@ class _Pieces(dict[str, bytes]):
         return np.array(ids, self.dtype).tobytes()
 
     def __missing__(self, piece: str) -> bytes:
-        if self.plain and _ALL_PLAIN.fullmatch(piece) and not self.may_be_added(piece):
+        if self.plain and piece.isascii() and piece.isalnum():
+            encoded = self._wordpiece(piece.lower() if self.lower else piece)
+        elif self.plain and _ALL_PLAIN.fullmatch(piece) and not self.may_be_added(piece):
             encoded = b"".join(map(self._word, _PLAIN.findall(piece)))
         else:
             encoded = self._pack(self.tokenizer.encode_sentences([piece])[0])
@@ -146,7 +149,7 @@ class _Pieces(dict[str, bytes]):
     def _word(self, word: str) -> bytes:
         found = self.words.get(word)
         if found is None:
-            found = self._wordpiece(word.lower() if self.tokenizer.do_lower_case else word)
+            found = self._wordpiece(word.lower() if self.lower else word)
             if len(word) <= _LONGEST_KEPT:
                 self.words[word] = found
         return found

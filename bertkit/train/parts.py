@@ -29,8 +29,8 @@ from bertkit.text.tokenizer import BertTokenizer
 from bertkit.text.wordcache import WordCache
 
 CHUNK_CHARS = 1 << 21
-# Sentences that are tokenized at once: their encodings are large, so not the whole chunk.
-_SENTENCES_AT_ONCE = 2000
+# Sentences that are tokenized at once: with offsets their encodings are large.
+_SENTENCES_AT_ONCE = {"none": 8192, "jieba": 1024}
 Chunk = list[tuple[str, ...]]
 _HAN = range(0x3400, 0xFB00)
 
@@ -140,9 +140,9 @@ class ChunkEncoder:
             for paragraph in paragraphs:
                 sentences += split_sentences(paragraph)
             counts.append(len(sentences) - before)
+        step = _SENTENCES_AT_ONCE[self.settings.words]
         pieces = [
-            self._encode_some(sentences[i : i + _SENTENCES_AT_ONCE])
-            for i in range(0, len(sentences), _SENTENCES_AT_ONCE)
+            self._encode_some(sentences[i : i + step]) for i in range(0, len(sentences), step)
         ]
         words = [bits for _, _, bits in pieces if bits is not None]
         return Part(
