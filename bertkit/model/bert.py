@@ -47,10 +47,12 @@ class BertPreTrainedModel(PretrainedModel):
         truncated_normal). LayerNorm: 1 and 0. Biases: 0. The [PAD] embedding: 0.
         """
         chosen = None if names is None else set(names)
+        done: set[int] = set()  # the tied decoder is the word embeddings once more
         for prefix, module in self.named_modules():
             for name, parameter in module.named_parameters(prefix, recurse=False):
-                if chosen is not None and name not in chosen:
+                if id(parameter) in done or (chosen is not None and name not in chosen):
                     continue
+                done.add(id(parameter))
                 if name.endswith("bias"):
                     parameter.zero_()
                 elif isinstance(module, nn.LayerNorm):
@@ -424,6 +426,9 @@ class BertModel(BertPreTrainedModel):
                 hidden, weights = layer(hidden, spans, want_maps=want_maps)
             states.append(hidden)
             maps.append(weights)
+        if not len(hidden):  # every row is padding: no layer had anything to say
+            empty = hidden.new_zeros(0, self.config.num_attention_heads, 0, 0)
+            states, maps = states * (len(self.encoder.layer) + 1), [empty] * len(self.encoder.layer)
         return Encoded(
             hidden,
             layout,
