@@ -1,0 +1,548 @@
+"""BERT against transformers and against NumPy; every short cut against the long way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bertkit.batch import Batch, PretrainBatch
+from bertkit.checkpoint.config import BertConfig
+from bertkit.errors import DataError
+from bertkit.model.bert import BertModel
+from bertkit.model.heads import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+)
+
+KW: dict[str, Any] = {
+    "vocab_size": 211,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+KINDS = {
+    "BertModel": BertModel,
+    "BertForPreTraining": BertForPreTraining,
+    "BertForMaskedLM": BertForMaskedLM,
+    "BertForNextSentencePrediction": BertForNextSentencePrediction,
+}
+SIDES = ["none", "right", "left", "holes"]
+
+
+def both(kind: str = "BertForPreTraining", **settings: Any) -> tuple[Any, Any]:
+    """transformers' model with random weights (biases and norms too), and ours with the same."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**KW | settings)
+    config._attn_implementation = "eager"
+    theirs = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    ours = KINDS[kind](BertConfig(**KW | settings)).eval()
+    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("position_ids")}
+    ours.load_state_dict(state)
+    return theirs, ours
+
+
+def rows(side: str, lengths: tuple[int, ...] = (17, 12, 1, 5)) -> dict[str, Tensor]:
+    """Ids, segments and a mask of these lengths, padded on a side or with holes in the middle."""
+    generator = torch.Generator().manual_seed(7)
+    width = max(lengths)
+    shape = (len(lengths), width)
+    columns = torch.arange(width)
+    length = torch.tensor(lengths)[:, None]
+    mask = {
+        "none": torch.ones(shape, dtype=torch.bool),
+        "right": columns < length,
+        "left": columns >= width - length,
+        "holes": (torch.rand(shape, generator=generator) < 0.6) | (columns == 3),
+    }[side]
+    return {
+        "input_ids": torch.randint(1, 211, shape, generator=generator),
+        "token_type_ids": torch.randint(0, 2, shape, generator=generator),
+        "attention_mask": mask.long(),
+    }
+
+
+def labels_for(inputs: dict[str, Tensor]) -> Tensor:
+    generator = torch.Generator().manual_seed(8)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    chosen = (torch.rand(ids.shape, generator=generator) < 0.3) & (mask == 1)
+    return torch.where(chosen, ids, -100)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_encoder_equals_transformers(side: str) -> None:
+    theirs, ours = both("BertModel")
+    inputs = rows(side)
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        a = theirs(**inputs, output_attentions=True, output_hidden_states=True)
+        b = ours(**inputs, output_attentions=True, output_hidden_states=True)
+        quick = ours(**inputs)
+    close(b.last_hidden_state[real], a.last_hidden_state[real])
+    close(quick.last_hidden_state, b.last_hidden_state)
+    assert not b.last_hidden_state[~real].any()
+    assert len(b.hidden_states) == len(a.hidden_states)
+    for mine, other in zip(b.hidden_states, a.hidden_states, strict=True):
+        close(mine[real], other[real])
+    pairs = real[:, None, :, None] & real[:, None, None, :]
+    for mine, other in zip(b.attentions, a.attentions, strict=True):
+        close(mine, other * pairs)
+    if side in ("none", "right"):
+        close(b.pooler_output, a.pooler_output)
+    first = b.last_hidden_state[torch.arange(4), real.int().argmax(1)]
+    close(b.pooler_output, ours.pooler(first))
+    close(quick.pooler_output, b.pooler_output)
+
+
+@pytest.mark.parametrize("side", ["none", "right"])
+def test_pretraining_model_equals_transformers_in_loss_and_gradients(side: str) -> None:
+    theirs, ours = both()
+    inputs = rows(side)
+    real = inputs["attention_mask"].bool()
+    targets = {"labels": labels_for(inputs), "next_sentence_label": torch.tensor([0, 1, 1, 0])}
+    a, b = theirs(**inputs, **targets), ours(**inputs, **targets)
+    close(b.prediction_logits[real], a.prediction_logits[real])
+    assert not b.prediction_logits[~real].any()
+    close(b.seq_relationship_logits, a.seq_relationship_logits)
+    close(b.loss, a.loss)
+    a.loss.backward()
+    b.loss.backward()
+    wanted = {name: p.grad for name, p in theirs.named_parameters()}
+    names = {name for name, _ in ours.named_parameters()}
+    assert names == set(wanted)
+    for name, parameter in ours.named_parameters():
+        close(parameter.grad, wanted[name])
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForNextSentencePrediction"])
+def test_one_headed_models_equal_transformers(kind: str, side: str) -> None:
+    theirs, ours = both(kind)
+    inputs = rows(side)
+    real = inputs["attention_mask"].bool()
+    masked = kind == "BertForMaskedLM"
+    labels = labels_for(inputs) if masked else torch.tensor([0, 1, 1, 0])
+    a, b = theirs(**inputs, labels=labels), ours(**inputs, labels=labels)
+    if masked:
+        close(b.logits[real], a.logits[real])
+        close(b.loss, a.loss)
+    elif side in ("none", "right"):
+        close(b.logits, a.logits)
+        close(b.loss, a.loss)
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu", "silu"])
+def test_activations_equal_transformers(act: str) -> None:
+    theirs, ours = both("BertForMaskedLM", hidden_act=act, num_hidden_layers=1)
+    inputs = rows("none")
+    close(ours(**inputs).logits, theirs(**inputs).logits)
+
+
+@pytest.mark.parametrize("width", [1, 2, 16, 17, 31, 33, 64])
+def test_any_width_equals_transformers(width: int) -> None:
+    theirs, ours = both("BertModel")
+    ids = torch.randint(1, 211, (2, width), generator=torch.Generator().manual_seed(width))
+    close(ours(ids).last_hidden_state, theirs(ids).last_hidden_state)
+    close(ours(ids).pooler_output, theirs(ids).pooler_output)
+
+
+def numpy_bert(model: BertModel, ids: list[int], segments: list[int]) -> NDArray[np.float64]:
+    """One sequence through BERT, as the paper writes it down."""
+    w = {name: p.detach().double().numpy() for name, p in model.named_parameters()}
+
+    def linear(x: NDArray[Any], name: str) -> NDArray[Any]:
+        out: NDArray[Any] = x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+        return out
+
+    def norm(x: NDArray[Any], name: str) -> NDArray[Any]:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
+        out: NDArray[Any] = scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return out
+
+    e = "embeddings"
+    x = w[f"{e}.word_embeddings.weight"][ids] + w[f"{e}.token_type_embeddings.weight"][segments]
+    x = norm(x + w[f"{e}.position_embeddings.weight"][: len(ids)], f"{e}.LayerNorm")
+    heads = model.config.num_attention_heads
+    for i in range(model.config.num_hidden_layers):
+        p = f"encoder.layer.{i}"
+        q, k, v = (linear(x, f"{p}.attention.self.{n}") for n in ("query", "key", "value"))
+        context = []
+        for one_q, one_k, one_v in zip(*(np.split(y, heads, 1) for y in (q, k, v)), strict=True):
+            scores = np.exp(one_q @ one_k.T / math.sqrt(one_q.shape[1]))
+            context.append(scores / scores.sum(1, keepdims=True) @ one_v)
+        attended = linear(np.concatenate(context, 1), f"{p}.attention.output.dense")
+        x = norm(attended + x, f"{p}.attention.output.LayerNorm")
+        wide = linear(x, f"{p}.intermediate.dense")
+        wide = wide * 0.5 * (1 + np.vectorize(math.erf)(wide / math.sqrt(2)))
+        x = norm(linear(wide, f"{p}.output.dense") + x, f"{p}.output.LayerNorm")
+    return np.asarray(x)
+
+
+def test_equals_bert_in_numpy() -> None:
+    _, ours = both("BertModel")
+    ours.double()
+    inputs = rows("right", (9, 4, 1))
+    with torch.no_grad():
+        out = ours(**inputs)
+    for row, length in enumerate((9, 4, 1)):
+        ids = inputs["input_ids"][row, :length].tolist()
+        segments = inputs["token_type_ids"][row, :length].tolist()
+        wanted = numpy_bert(ours, ids, segments)
+        np.testing.assert_allclose(
+            out.last_hidden_state[row, :length].numpy(), wanted, rtol=1e-9, atol=1e-9
+        )
+
+
+def packed(inputs: dict[str, Tensor]) -> Batch:
+    real = inputs["attention_mask"].bool()
+    lengths = real.sum(1)
+    positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    ids, segments = inputs["input_ids"][real], inputs["token_type_ids"][real]
+    return Batch(ids, segments, positions, lengths)
+
+
+def test_padded_equals_packed_equals_single() -> None:
+    _, ours = both("BertModel")
+    inputs = rows("right")
+    real = inputs["attention_mask"].bool()
+    with torch.no_grad():
+        padded = ours(**inputs).last_hidden_state
+        ragged = ours.encode(packed(inputs))
+        close(ragged, padded[real], 1e-6)
+        for row, length in enumerate(real.sum(1).tolist()):
+            one = {name: x[row : row + 1, :length] for name, x in inputs.items()}
+            close(ours(**one).last_hidden_state[0], padded[row, :length], 1e-6)
+
+
+def test_padding_content_changes_nothing() -> None:
+    _, ours = both()
+    inputs = rows("right")
+    before = ours(**inputs)
+    pad = inputs["attention_mask"] == 0
+    inputs["input_ids"][pad] = 99999999  # not even an id
+    inputs["token_type_ids"][pad] = 77
+    after = ours(**inputs)
+    assert torch.equal(before.prediction_logits, after.prediction_logits)
+    assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
+
+
+def test_the_kind_of_mask_does_not_matter() -> None:
+    _, ours = both("BertModel")
+    inputs = rows("holes")
+    mask = inputs.pop("attention_mask")
+    wanted = ours(**inputs, attention_mask=mask).last_hidden_state
+    for same in (mask.bool(), mask.float(), mask.to(torch.uint8), mask.to(torch.int32)):
+        assert torch.equal(ours(**inputs, attention_mask=same).last_hidden_state, wanted)
+
+
+@pytest.mark.parametrize("empty", [[1], [0, 3], [0, 1, 2, 3]], ids=str)
+def test_rows_wholly_padded_are_zeros_never_nan(empty: list[int]) -> None:
+    _, ours = both()
+    inputs = rows("right")
+    inputs["attention_mask"][empty] = 0
+    labels = torch.where(inputs["attention_mask"] == 1, labels_for(inputs), -100)
+    out = ours(
+        **inputs,
+        labels=labels,
+        next_sentence_label=torch.tensor([0, 1, 1, 0]),
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    assert not out.prediction_logits[empty].any()
+    assert torch.isfinite(out.seq_relationship_logits).all()
+    assert torch.isfinite(out.loss)
+    assert len(out.hidden_states) == 4
+    assert len(out.attentions) == 3
+    for states in (*out.hidden_states, *out.attentions):
+        assert not states[empty].any()
+        assert torch.isfinite(states).all()
+    out.loss.backward()
+    for parameter in ours.parameters():
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+    encoder = ours.bert(**inputs)
+    assert not encoder.last_hidden_state[empty].any()
+    assert not encoder.pooler_output[empty].any()
+    full = [row for row in range(4) if row not in empty]
+    if full:
+        alone = ours.bert(**{name: x[full] for name, x in inputs.items()})
+        close(encoder.last_hidden_state[full], alone.last_hidden_state, 1e-6)
+
+
+def test_position_ids_and_inputs_embeds_equal_transformers() -> None:
+    theirs, ours = both("BertModel")
+    inputs = rows("right")
+    real = inputs["attention_mask"].bool()
+    positions = torch.randint(0, 64, inputs["input_ids"].shape)
+    a = theirs(**inputs, position_ids=positions).last_hidden_state
+    close(ours(**inputs, position_ids=positions).last_hidden_state[real], a[real])
+    one_row = positions[:1]
+    a = theirs(**inputs, position_ids=one_row).last_hidden_state
+    close(ours(**inputs, position_ids=one_row).last_hidden_state[real], a[real])
+    ids = inputs.pop("input_ids")
+    embeds = ours.get_input_embeddings()(ids)
+    a = theirs(**inputs, inputs_embeds=embeds).last_hidden_state
+    close(ours(**inputs, inputs_embeds=embeds).last_hidden_state[real], a[real])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("input_ids", 211, "input_ids holds 211"),
+        ("input_ids", -1, "input_ids holds -1"),
+        ("token_type_ids", 2, "token_type_ids holds 2"),
+        ("position_ids", 64, "position_ids holds 64"),
+    ],
+)
+def test_ids_out_of_range_are_an_error_in_words(name: str, value: int, said: str) -> None:
+    _, ours = both("BertModel")
+    inputs = rows("none")
+    inputs["position_ids"] = torch.arange(17).repeat(4, 1)
+    inputs[name][2, 3] = value
+    with pytest.raises(DataError, match=said):
+        ours(**inputs)
+
+
+def test_too_long_an_input_and_other_shapes_are_an_error_in_words() -> None:
+    _, ours = both("BertModel")
+    with pytest.raises(DataError, match="position_ids holds 64; this model has room for 0 to 63"):
+        ours(torch.ones(1, 65, dtype=torch.long))
+    with pytest.raises(DataError, match="attention_mask"):
+        ours(torch.ones(2, 5, dtype=torch.long), torch.ones(2, 6))
+    with pytest.raises(DataError, match="either input_ids or inputs_embeds"):
+        ours()
+
+
+def test_outputs_as_tuples_and_by_configuration() -> None:
+    _, ours = both("BertModel")
+    ids = rows("none")["input_ids"]
+    by_name = ours(ids)
+    state, pooled = ours(ids, return_dict=False)
+    assert torch.equal(state, by_name.last_hidden_state)
+    assert torch.equal(pooled, by_name[1])
+    ours.config.output_hidden_states = True
+    assert len(ours(ids).hidden_states) == 4
+    assert ours(ids, output_hidden_states=False).hidden_states is None
+    _, both_heads = both()
+    logits, relationship = both_heads(ids, return_dict=False)
+    assert logits.shape == (4, 17, 211)
+    assert relationship.shape == (4, 2)
+
+
+def test_without_a_pooler() -> None:
+    model = BertModel(BertConfig(**KW), add_pooling_layer=False)
+    out = model(torch.ones(1, 3, dtype=torch.long))
+    assert out.pooler_output is None
+    assert out.keys() == ["last_hidden_state"]
+
+
+def pretrain_batch(inputs: dict[str, Tensor], pad: int = 0) -> tuple[PretrainBatch, Tensor]:
+    """The rows packed, with labels and `pad` tokens of padding; and the labels padded."""
+    labels = labels_for(inputs)
+    batch = packed(inputs)
+    flat = labels[inputs["attention_mask"].bool()]
+    positions = (flat != -100).nonzero().squeeze(1)
+    nsp = torch.tensor([0, 1, 1, 0])
+    ids, segments, order, lengths = (
+        batch.input_ids, batch.token_type_ids, batch.position_ids, batch.lengths
+    )  # fmt: skip
+    if pad:
+        ids = torch.cat([ids, torch.zeros(pad, dtype=torch.long)])
+        segments = torch.cat([segments, torch.zeros(pad, dtype=torch.long)])
+        order = torch.cat([order, torch.arange(pad)])
+        lengths = torch.cat([lengths, torch.tensor([pad])])
+        nsp = torch.cat([nsp, torch.tensor([-100])])
+    real = len(batch.input_ids)
+    done = PretrainBatch(ids, segments, order, lengths, positions, flat[positions], nsp, real)
+    return done, labels
+
+
+def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    found = {name: p.grad for name, p in model.named_parameters()}
+    return {name: grad.clone() for name, grad in found.items() if grad is not None}
+
+
+@pytest.mark.parametrize("pad", [0, 6])
+@pytest.mark.parametrize("kind", ["BertForPreTraining", "BertForMaskedLM"])
+def test_logits_at_masked_positions_only_equal_the_full_computation(kind: str, pad: int) -> None:
+    _, ours = both(kind)
+    inputs = rows("right")
+    batch, labels = pretrain_batch(inputs, pad)
+    short = ours.pretraining_loss(batch)
+    mine = gradients(ours, short)
+    targets: dict[str, Tensor] = {"labels": labels}
+    if kind == "BertForPreTraining":
+        targets["next_sentence_label"] = batch.nsp_labels[:4]
+    full = ours(**inputs, **targets).loss
+    wanted = gradients(ours, full)
+    close(short, full, 1e-6)
+    assert mine.keys() == wanted.keys()
+    for name, grad in mine.items():
+        close(grad, wanted[name], 1e-6)
+
+
+def test_masked_only_counts_and_sums() -> None:
+    _, ours = both()
+    inputs = rows("right")
+    batch, labels = pretrain_batch(inputs)
+    with torch.no_grad():
+        out = ours(**inputs)
+        sums = ours.pretraining_sums(batch, batch.readers(first=True))
+    chosen = labels != -100
+    right = out.prediction_logits.argmax(-1)[chosen] == labels[chosen]
+    assert int(sums.mlm_correct) == int(right.sum())
+    right = out.seq_relationship_logits.argmax(-1) == batch.nsp_labels
+    assert int(sums.nsp_correct) == int(right.sum())
+
+
+def test_a_batch_with_nothing_masked_adds_nothing() -> None:
+    _, ours = both("BertForMaskedLM")
+    batch, _ = pretrain_batch(rows("right"))
+    none = torch.zeros(0, dtype=torch.long)
+    empty = PretrainBatch(
+        batch.input_ids, batch.token_type_ids, batch.position_ids, batch.lengths,
+        none, none, torch.full((4,), -100), batch.real_tokens,
+    )  # fmt: skip
+    loss = ours.pretraining_loss(empty)
+    assert float(loss.detach()) == 0.0
+    for grad in gradients(ours, loss).values():
+        assert not grad.any()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_last_layer_for_readers_equals_the_whole_last_layer(first: bool) -> None:
+    _, ours = both("BertModel")
+    batch, _ = pretrain_batch(rows("right"))
+    readers = batch.readers(first=first)
+    with torch.no_grad():
+        close(ours.encode(batch, readers), ours.encode(batch)[readers.rows], 1e-6)
+
+
+def test_logits_at_positions_and_of_pairs_equal_the_padded_call() -> None:
+    _, ours = both()
+    inputs = rows("right")
+    batch = packed(inputs)
+    positions = torch.tensor([0, 5, 16, 17, 29, 30])
+    with torch.no_grad():
+        out = ours(**inputs)
+        real = inputs["attention_mask"].bool()
+        close(ours.mlm_logits_at(batch, positions), out.prediction_logits[real][positions])
+        close(ours.nsp_logits(batch), out.seq_relationship_logits)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_bit(dropout: float) -> None:
+    _, ours = both()
+    ours.train()
+    for module in ours.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    batch, labels = pretrain_batch(rows("right"))
+    inputs = {**rows("right"), "labels": labels, "next_sentence_label": batch.nsp_labels}
+    found = []
+    for on in (False, True):
+        ours.bert.encoder.gradient_checkpointing = on
+        torch.manual_seed(5)
+        packed_loss = gradients(ours, ours.pretraining_loss(batch))
+        torch.manual_seed(6)
+        found.append((packed_loss, gradients(ours, ours(**inputs).loss)))
+    for mine, wanted in zip(found[1], found[0], strict=True):
+        for name, grad in mine.items():
+            assert torch.equal(grad, wanted[name]), name
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager() -> None:
+    _, ours = both()
+    batches = [
+        pretrain_batch(rows("right"))[0],
+        pretrain_batch(rows("right", (30, 30, 8, 2)))[0],
+        pretrain_batch(rows("right", (9, 9, 9, 9)), 5)[0],
+    ]
+    wanted = []
+    for batch in batches:
+        loss = ours.pretraining_loss(batch)
+        wanted.append((loss.detach(), gradients(ours, loss)))
+    for layer in ours.bert.encoder.layer:
+        layer.compile(dynamic=True)
+    for batch, (loss, eager) in zip(batches, wanted, strict=True):
+        mine = ours.pretraining_loss(batch)
+        close(mine, loss)
+        for name, grad in gradients(ours, mine).items():
+            close(grad, eager[name])
+
+
+def test_initialisation_is_the_papers() -> None:
+    torch.manual_seed(1)
+    wide = KW | {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 2000}
+    model = BertForPreTraining(BertConfig(**wide, pad_token_id=3))
+    # A normal cut off at two deviations keeps 0.8796 of its deviation.
+    for name, parameter in model.named_parameters():
+        p = parameter.detach()
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif "LayerNorm" in name:
+            assert bool((p == 1).all()), name
+        else:
+            assert float(p.abs().max()) <= 0.04, name
+            if p.numel() > 10_000:
+                assert float(p.std()) == pytest.approx(0.02 * 0.8796, rel=0.03), name
+                assert abs(float(p.mean())) < 0.001, name
+    assert not model.bert.embeddings.word_embeddings.weight[3].any()
+
+
+def test_the_decoder_is_the_word_embeddings() -> None:
+    model = BertForPreTraining(BertConfig(**KW))
+    decoder = model.get_output_embeddings()
+    assert decoder is not None
+    assert decoder.weight is model.get_input_embeddings().weight
+    assert model.cls.predictions.bias is decoder.bias
+    names = [name for name, _ in model.named_parameters()]
+    assert "cls.predictions.decoder.weight" not in names
+    assert BertForNextSentencePrediction(BertConfig(**KW)).get_output_embeddings() is None
+    untied = BertForMaskedLM(BertConfig(**KW, tie_word_embeddings=False))
+    loose = untied.get_output_embeddings()
+    assert loose is not None
+    assert loose.weight is not untied.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("size", ["tiny", "mini", "small", "medium", "base", "large"])
+def test_sizes_by_name_have_the_parameters_of_transformers(size: str) -> None:
+    config = BertConfig.of_size(size, vocab_size=30522)
+    with torch.device("meta"):
+        ours = BertForPreTraining(config)
+        theirs = transformers.BertForPreTraining(transformers.BertConfig(**config.to_dict()))
+    assert ours.num_parameters() == theirs.num_parameters()
+    if size == "base":
+        assert ours.num_parameters() == 110_106_428
+    outside = (30522 + 512 + 2 + 2) * config.hidden_size
+    assert ours.num_parameters(exclude_embeddings=True) == ours.num_parameters() - outside
+
+
+def test_dropout_is_off_in_evaluation() -> None:
+    model = BertForPreTraining(BertConfig(**KW | {"hidden_dropout_prob": 0.5}))
+    ids = rows("none")["input_ids"]
+    model.eval()
+    assert torch.equal(model(ids).prediction_logits, model(ids).prediction_logits)
+    model.train()
+    assert not torch.equal(model(ids).prediction_logits, model(ids).prediction_logits)
