@@ -34,11 +34,11 @@ class RunLog:
         self._board: Any = None
         if silent:
             return
+        if tensorboard is not None:
+            self._board = _summary_writer(tensorboard, resume_at)
         kept = [line for line in _lines(path) if line[0] <= resume_at] if resume_at else []
         write_atomically(path, "".join(text for _, text in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard is not None:
-            self._board = _summary_writer(tensorboard, resume_at)
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Add a line {"event", "step", ...}; numbers go to TensorBoard too."""
