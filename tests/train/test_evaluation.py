@@ -1,0 +1,99 @@
+"""Held-out figures: the unigram baseline by counting, samples for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bertkit.batch import PretrainBatch
+from bertkit.runtime import Runtime
+from bertkit.train.evaluation import sample_fills, unigram_baseline
+from bertkit.train.setup import Source, build_loader, build_model, open_data
+from bertkit.train.step import Model
+from tests.train.conftest import small_recipe
+
+MACHINE = Runtime(torch.device("cpu"), torch.float32, 0, 1, 1)
+
+
+@pytest.fixture
+def source(data: Path) -> Source:
+    return open_data([data])
+
+
+@pytest.fixture
+def dev(source: Source) -> list[PretrainBatch]:
+    loader = build_loader(source.dev, small_recipe(), source.tokenizer, MACHINE, phase=0)
+    return loader.dev_batches(1024)
+
+
+def test_the_baseline_is_that_of_counting_words(source: Source, dev: list[PretrainBatch]) -> None:
+    found = unigram_baseline(source.train, source.tokenizer, dev)
+    counts = Counter(dict.fromkeys(range(65), 1))
+    for store in source.train:
+        for document in range(len(store)):
+            counts.update(store.document_tokens(document).tolist())
+    for special in source.tokenizer.all_special_ids:
+        counts[special] = 1
+    total = sum(counts.values())
+    labels = [label for batch in dev for label in batch.mlm_labels.tolist()]
+    assert len(labels) > 50
+    loss = np.mean([-np.log(counts[label] / total) for label in labels])
+    assert found.loss == pytest.approx(float(loss), rel=1e-9)
+    best = max(counts, key=lambda word: counts[word])
+    assert found.accuracy == pytest.approx(labels.count(best) / len(labels))
+
+
+def test_without_held_out_masks_there_is_no_baseline(source: Source) -> None:
+    found = unigram_baseline(source.train, source.tokenizer, [])
+    assert np.isnan(found.loss)
+    assert np.isnan(found.accuracy)
+    model = build_model(small_recipe(), source.tokenizer, None, print)
+    assert sample_fills(model, source.tokenizer, [], MACHINE) == []
+
+
+class Oracle:
+    """Stands in for the model: always says the words it is given, in order."""
+
+    def __init__(self, model: Model, answers: list[int]) -> None:
+        self.model, self.answers, self.training = model, answers, True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def train(self, mode: bool) -> None:
+        self.training = mode
+
+    def mlm_logits_at(self, batch: object, positions: torch.Tensor) -> torch.Tensor:
+        answers = [self.answers.pop(0) for _ in range(len(positions))]
+        return torch.nn.functional.one_hot(torch.tensor(answers), 65).float()
+
+
+def test_samples_show_the_guess_and_what_was_right(
+    source: Source, dev: list[PretrainBatch]
+) -> None:
+    model = build_model(small_recipe(), source.tokenizer, None, print)
+    labels = dev[0].mlm_labels.tolist()
+    answers = [labels[0], 5, *labels[2:]]
+    assert labels[1] != 5
+    oracle = Oracle(model, answers)
+    lines = sample_fills(oracle, source.tokenizer, dev, MACHINE, count=3)  # type: ignore[arg-type]
+    assert oracle.training
+    assert len(lines) == 3
+    words = source.tokenizer.convert_ids_to_tokens(labels[:2])
+    assert f"[{words[0]}]" in lines[0]
+    wrong = source.tokenizer.convert_ids_to_tokens([5])[0]
+    assert f"[{wrong}|{words[1]}]" in " ".join(lines)
+    assert "[MASK]" not in " ".join(lines)
+
+
+def test_samples_of_a_model_repeat_and_leave_it_training(
+    source: Source, dev: list[PretrainBatch]
+) -> None:
+    model = build_model(small_recipe(train__dropout=0.5), source.tokenizer, None, print).train()
+    first = sample_fills(model, source.tokenizer, dev, MACHINE)
+    assert sample_fills(model, source.tokenizer, dev, MACHINE) == first
+    assert model.training
