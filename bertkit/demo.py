@@ -215,8 +215,8 @@ def demo(*, options: DemoOptions | None = None, common: Common | None = None) ->
 
     run("vocab", text, "--out", tokenizer, "--size", "8192", "--overwrite")
     run("prepare", text, "--tokenizer", tokenizer, "--out", shards, "--workers", "2", "--overwrite")
-    settings = ("--size", options.size, "--minutes", str(options.minutes), "--overwrite")
-    trained = run("pretrain", shards, "--out", run_folder, *settings)
+    settings = ("--size", options.size, "--minutes", str(options.minutes), "--set", "log.evals=4")
+    trained = run("pretrain", shards, "--out", run_folder, *settings, "--overwrite")
     fills = run("fill", run_folder, *SENTENCES)
     common.show({"pretrain": trained, "fill": fills}, story(trained, fills))
 
