@@ -382,6 +382,9 @@ def _finish(run: Run) -> PretrainResult:
     complete = run.state.progress >= 1
     _save(run)
     figures: dict[str, Any] = {}
+    if complete and run.dev and run.last_eval is None:
+        # The run was stopped between its last checkpoint and here: the log has the figures already.
+        run.last_eval = evaluate(run.module, run.dev, run.machine)
     if run.last_eval is not None:
         figures = {
             "mlm_loss": run.last_eval.mlm_loss,
