@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("prepared") / "data", 240)
 
 
-@pytest.fixture(autouse=True)
-def no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="package", autouse=True)
+def no_peak() -> Iterator[None]:
     """Measuring the machine's matrix peak takes seconds and tells these tests nothing."""
-    monkeypatch.setattr(runtime, "matrix_peak", lambda device, dtype: 1e11)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "matrix_peak", lambda device, dtype: 1e11)
+        yield
