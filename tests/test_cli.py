@@ -100,6 +100,8 @@ def test_debug_shows_the_traceback_of_an_error() -> None:
     "arguments",
     [
         ["nothing"],
+        ["vocab", "text.txt", "--out", "tokenizer", "--bogus", "1"],
+        ["prepare", "text.txt", "-x", "--out", "data", "--tokenizer", "t"],
         ["fill"],
         ["fill", "m", "text", "--bogus", "1"],
         ["fill", "m", "text", "--top", "many"],

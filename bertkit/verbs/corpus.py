@@ -22,11 +22,21 @@ if TYPE_CHECKING:
 # characters of them are held in memory.
 HELD_OUT_EVERY, HELD_OUT_CHARACTERS = 100, 2_000_000
 
+
+def _no_flags(_: object, names: list[str]) -> None:
+    """Of names that begin with a hyphen, - alone is a source; cyclopts lets all of them through."""
+    for name in names:
+        if name.startswith("-") and name != "-":
+            raise UsageError(f"unknown option: {name}")
+
+
 Corpus = Annotated[
     list[str],
     Parameter(
+        allow_leading_hyphen=True,
+        validator=_no_flags,
         help="Files (.txt .jsonl .csv .tsv .parquet; .gz .bz2 .xz .zst), folders, globs; - is "
-        "standard input."
+        "standard input.",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -140,7 +141,8 @@ def pretrain(
         device=common.device,
         quiet=common.quiet,
     )
-    common.show(result.to_dict(), _summary(result))
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+        common.show(result.to_dict(), _summary(result))
     if result.interrupted:
         raise KeyboardInterrupt
 

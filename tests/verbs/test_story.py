@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,34 @@ def test_vocab_reports_size_and_coverage(folder: Path, answer: Answer) -> None:
     assert report["size"] == 150 == len((folder / "other/vocab.txt").read_text().splitlines())
     assert {row["script"] for row in report["coverage"]} >= {"Latin", "all"}
     assert report["skipped"] == {}
+
+
+def test_a_corpus_can_come_through_standard_input(folder: Path, prepared: Path) -> None:
+    text = (folder / "text.txt").read_text(encoding="utf-8")
+    for arguments in (
+        ["vocab", "-", "--out", str(folder / "piped"), "--size", "200"],
+        ["prepare", "-", "--tokenizer", str(folder / "piped"), "--out", str(folder / "piped-data")],
+    ):
+        command = [sys.executable, "-m", "bertkit", *arguments, "--quiet"]
+        done = subprocess.run(command, input=text, text=True, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, "")
+    for name in ("vocab.txt", "tokenizer.json"):
+        assert (folder / "piped" / name).read_bytes() == (folder / "tokenizer" / name).read_bytes()
+    assert (folder / "piped-data/manifest.json").is_file()
+
+
+def test_one_rank_speaks_for_all(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bertkit.train import pretrain
+    from bertkit.train.setup import PretrainResult
+
+    result = PretrainResult(Path("run"), Path("run/model"), 7, 700, 60.0, 0, {}, interrupted=False)
+    monkeypatch.setattr(pretrain, "pretrain", lambda *_, **__: result)
+    for rank, lines in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["pretrain", str(prepared), "--out", "run"]) == 0
+        assert capsys.readouterr().out.count("\n") == lines
 
 
 def test_vocab_writes_over_nothing_unless_told(
