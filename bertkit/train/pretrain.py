@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from bertkit import runtime
@@ -407,4 +408,6 @@ def _finish(run: Run) -> PretrainResult:
     if complete and run.machine.rank == 0:
         tokenizer = run.source.tokenizer
         write_result(run.out, run.data, run.model, tokenizer, run.recipe, result)
+    if run.machine.world > 1:
+        dist.barrier()  # torchrun ends the first rank, which saves, when another has left
     return result
