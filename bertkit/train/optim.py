@@ -82,7 +82,7 @@ class Optimizers:
         self.all: list[torch.optim.Optimizer] = []
         if train.optimizer == "muon":
             taken = muon_matrices(model)
-            self.all.append(Muon(taken, train.weight_decay))
+            self.all.append(Muon(taken, train.muon_learning_rate, train.weight_decay))
             ids = {id(p) for p in taken}
             for group in groups:
                 group["params"] = [p for p in group["params"] if id(p) not in ids]
@@ -95,8 +95,7 @@ class Optimizers:
         """Set every group to `share` of its peak; returns AdamW's learning rate."""
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                peak = MUON_PEAK if isinstance(optimizer, Muon) else self.peak
-                group["lr"] = peak * share
+                group["lr"] = optimizer.defaults["lr"] * share
         return self.peak * share
 
     def step(self) -> None:
@@ -135,10 +134,6 @@ class Optimizers:
                         optimizer.state[parameter][key] = value.to(place, copy=True)
 
 
-# Muon's updates have a fixed size, so its peak does not follow AdamW's: see docs/en/log.md.
-MUON_PEAK = 0.02
-
-
 def muon_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weight matrices of the encoder's layers."""
     return [p for name, p in model.named_parameters() if ".encoder.layer." in name and p.ndim == 2]
@@ -152,9 +147,9 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], weight_decay: float, momentum: float = 0.95
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
     ) -> None:
-        super().__init__(params, {"lr": MUON_PEAK, "momentum": momentum, "decay": weight_decay})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -182,6 +182,7 @@ def prepare(
             lambda done: tell(PrepareEvent("merge", done, len(parts))),
         )
         report = _report(corpus.report, merged, len(parts))
+        tokenizer.save_pretrained(work / "tokenizer")  # without it nobody could read the shards
         _commit(out, Manifest(plan, report))
     return msgspec.structs.replace(report, parts_kept=kept)
 
@@ -277,7 +278,7 @@ def _refuse_stale(out: Path, found: str, overwrite: bool) -> None:
 def _start_work(work: Path, plan: Plan) -> None:
     """Make the work folder for this plan, keeping the parts of an interrupted run."""
     work.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "tokenizer"):
         shutil.rmtree(work / split, ignore_errors=True)
     _write_synced(work / "plan.json", msgspec.json.encode(plan))
 
@@ -325,7 +326,7 @@ def _commit(out: Path, manifest: Manifest) -> None:
     """Put the new shards in the place of the old; the manifest comes last."""
     work = out / WORK
     (out / MANIFEST).unlink(missing_ok=True)
-    for split in ("train", "dev"):
+    for split in ("train", "dev", "tokenizer"):
         if (out / split).exists():
             shutil.rmtree(out / split)
         if (work / split).exists():

@@ -216,7 +216,6 @@ def prepare(
         result = prepare(
             corpus, options.tokenizer, options.out, chosen, lambda e: _tell(common, report, e)
         )
-    _keep_tokenizer(options.tokenizer, options.out / "tokenizer")
     _say_what_was_read(common, result)
     data: dict[str, Any] = {"out": str(options.out), **_plain(result)}
     text = _shards(options.out, result)
@@ -227,14 +226,6 @@ def prepare(
         data["samples"] = samples.to_dict()
         text += "\n\n" + samples.text()
     common.show(data, text)
-
-
-def _keep_tokenizer(source: Path, kept: Path) -> None:
-    """Put the tokenizer beside the shards: without it nobody could read them."""
-    from bertkit.text.tokenizer import BertTokenizer
-
-    if source.resolve() != kept.resolve():
-        BertTokenizer.from_pretrained(source).save_pretrained(kept)
 
 
 def _tell(common: Common, report: Report, event: PrepareEvent) -> None:

@@ -59,7 +59,9 @@ def test_decay_spares_biases_and_layer_norms_only() -> None:
 
 def test_equals_torchs_plain_adamw() -> None:
     mine, theirs = model(), model()
-    train = TrainSettings(weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-5)
+    train = TrainSettings(
+        optimizer="adamw", weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-5
+    )
     ours = Optimizers(mine, train, 0.01)
     spared = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
     ids = {id(p) for p in spared}
@@ -111,7 +113,7 @@ def test_state_tensors_carry_everything(kind: str) -> None:
 
 def test_state_tensors_are_named_by_parameter() -> None:
     network = model()
-    optimizers = Optimizers(network, TrainSettings(), 0.01)
+    optimizers = Optimizers(network, TrainSettings(optimizer="adamw"), 0.01)
     give_gradients(network, 0)
     optimizers.step()
     name = "bert.encoder.layer.0.attention.self.query.weight"
