@@ -25,7 +25,6 @@ from zlib import crc32
 
 from cyclopts import Parameter
 
-from bertkit.settings import Size
 from bertkit.verbs.options import Common, Report
 
 LARGEST_FILE, SHORTEST_DOCUMENT = 400_000, 300  # bytes; characters
@@ -197,7 +196,6 @@ class DemoOptions:
     )
     minutes: Annotated[float, Parameter(help="Minutes of pretraining.")] = 3.5
     megabytes: Annotated[float, Parameter(help="How much text to gather.")] = 5.0
-    size: Annotated[Size, Parameter(help="Size of the network.")] = "tiny"
 
 
 def demo(*, options: DemoOptions | None = None, common: Common | None = None) -> None:
@@ -215,7 +213,7 @@ def demo(*, options: DemoOptions | None = None, common: Common | None = None) ->
 
     run("vocab", text, "--out", tokenizer, "--size", "8192", "--overwrite")
     run("prepare", text, "--tokenizer", tokenizer, "--out", shards, "--workers", "2", "--overwrite")
-    settings = ("--size", options.size, "--minutes", str(options.minutes), "--set", "log.evals=4")
+    settings = ("--recipe", "minutes", "--minutes", str(options.minutes), "--set", "log.evals=4")
     trained = run("pretrain", shards, "--out", run_folder, *settings, "--overwrite")
     fills = run("fill", run_folder, *SENTENCES)
     common.show({"pretrain": trained, "fill": fills}, story(trained, fills))
