@@ -71,7 +71,7 @@ def wrap(model: Model, machine: Runtime, compiled: bool) -> nn.Module:
     module: nn.Module = Pretraining(model)
     if machine.world > 1:
         devices = [machine.device] if machine.device.type == "cuda" else None
-        module = DistributedDataParallel(module, devices, broadcast_buffers=False)
+        module = DistributedDataParallel(module, devices)
     return module
 
 

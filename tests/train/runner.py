@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(int(os.environ.get("RUNNER_THREADS", "1")))
     runtime.matrix_peak = lambda device, dtype: 1e11
     data, out, *rest = arguments
-    settings = dict(a.replace(".", "__").split("=", 1) for a in rest if "=" in a)
+    pairs = [argument.split("=", 1) for argument in rest if "=" in argument]
+    settings = {name.replace(".", "__"): value for name, value in pairs}
     try:
         result = pretrain(
             [Path(data)],

@@ -1,0 +1,322 @@
+"""An interrupted run ends in the same bits as one that was never interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bertkit.checkpoint.store import list_steps, newest_step
+from bertkit.settings import Recipe
+from bertkit.train import card
+from bertkit.train import pretrain as pretrain_module
+from bertkit.train.log import Progress, read_log
+from bertkit.train.pretrain import pretrain
+from bertkit.train.state import OPTIMIZER_NAME
+from bertkit.train.step import StepResult
+from tests.train.conftest import small_recipe
+
+ROOT = Path(__file__).parents[2]
+module: Any = pretrain_module
+# What the clock says differs from run to run.
+CLOCKS = {"seconds", "tokens_per_second", "matrix_peak_flops"}
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "draw_curves", lambda lines, path: None)
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL inside this process: nothing is caught, nothing is saved."""
+
+
+def run(data: Path, out: Path, recipe: Recipe, resume: bool = False) -> bool:
+    """Whether the run came to its end."""
+    result = pretrain([data], out, recipe, resume=resume, device="cpu", quiet=True)
+    return not result.interrupted
+
+
+def end_of(out: Path) -> dict[str, Any]:
+    """All that has to be equal at the end of a run."""
+    newest = newest_step(out / "checkpoints")
+    assert newest is not None
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    log = [
+        {key: value for key, value in line.items() if key not in CLOCKS}
+        for line in read_log(out / "log.jsonl")
+    ]
+    assert [line["step"] for line in log if line["event"] == "train"][-1] > 1
+    return {
+        "step": newest.name,
+        "weights": digest(newest / "model.safetensors"),
+        "optimizer": digest(newest / OPTIMIZER_NAME),
+        "model": digest(out / "model" / "model.safetensors"),
+        "log": log,
+    }
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
+    """Do something in the middle of a step, once."""
+    sound = module.forward_backward
+    done: list[int] = []
+
+    def wrapped(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
+        if seeds[1] == step and not done:
+            done.append(step)
+            action()
+        result: StepResult = sound(network, parts, machine, seeds, stop)
+        return result
+
+    monkeypatch.setattr(module, "forward_backward", wrapped)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "dropout": {"train__steps": 14, "train__dropout": 0.1},
+    "tokens": {"train__tokens": 3000},
+    "epochs": {"train__epochs": 0.3},
+    "over an epoch's end": {"train__steps": 60, "log__every_steps": 7},
+    "accumulated": {"train__steps": 14, "train__micro_tokens": 100, "train__dropout": 0.1},
+    "two phases": {
+        "train__steps": 14,
+        "data__max_length": 16,
+        "data__final_max_length": 32,
+        "data__final_share": 0.5,
+    },
+    "muon": {"train__steps": 14, "train__optimizer": "muon"},
+    "mlm, words": {"train__steps": 14, "data__objective": "mlm", "data__masking": "word"},
+    "checkpointed": {
+        "train__steps": 14,
+        "train__gradient_checkpointing": True,
+        "train__dropout": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_interrupted_equals_uninterrupted(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(**RECIPES[name], checkpoint__every_steps=3)
+    assert run(data, tmp_path / "straight", recipe)
+    out = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, terminate)  # told to stop: saves at step 6
+        assert not run(data, out, recipe)
+    with monkeypatch.context() as patch:
+        at_step(patch, 10, kill)  # killed: goes on from step 9
+        with pytest.raises(Killed):
+            run(data, out, recipe, resume=True)
+    assert run(data, out, recipe, resume=True)
+    assert end_of(out) == end_of(tmp_path / "straight")
+
+
+def test_many_short_sittings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(train__steps=7, train__dropout=0.1)
+    assert run(data, tmp_path / "straight", recipe)
+    out = tmp_path / "broken"
+    sittings = 0
+    finished = False
+    while not finished:
+        with monkeypatch.context() as patch:
+            # A signal is told to all ranks with the next step's counts: two steps a sitting.
+            at_step(patch, 2 * sittings, terminate)
+            finished = run(data, out, recipe, resume=sittings > 0)
+            sittings += 1
+    assert sittings == 4
+    assert end_of(out) == end_of(tmp_path / "straight")
+
+
+def test_killed_while_saving(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small_recipe(train__steps=8, checkpoint__every_steps=3)
+    assert run(data, tmp_path / "straight", recipe)
+    out = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        write = module.save_state
+
+        def torn(root: Path, state: Any, *rest: Any) -> None:
+            if state.step == 6:
+                folder = root / "step-00000006.tmp"
+                folder.mkdir()
+                (folder / "model.safetensors").write_bytes(b"torn")
+                raise Killed
+            write(root, state, *rest)
+
+        patch.setattr(module, "save_state", torn)
+        with pytest.raises(Killed):
+            run(data, out, recipe)
+    assert run(data, out, recipe, resume=True)
+    assert end_of(out) == end_of(tmp_path / "straight")
+    assert not list((out / "checkpoints").glob("*.tmp"))
+
+
+def test_killed_before_the_model_folder_is_whole(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(train__steps=4)
+    assert run(data, tmp_path / "straight", recipe)
+    out = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_result", lambda *_: kill())
+        with pytest.raises(Killed):
+            run(data, out, recipe)
+    assert run(data, out, recipe, resume=True)
+    assert end_of(out) == end_of(tmp_path / "straight")
+    figures = [
+        (folder / "model" / "README.md").read_text().split("## Figures")[1].split("Budget")[0]
+        for folder in (out, tmp_path / "straight")
+    ]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", OPTIMIZER_NAME, "trainer_state.json"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    file: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(train__steps=9, checkpoint__every_steps=2, train__dropout=0.1)
+    assert run(data, tmp_path / "straight", recipe)
+    out = tmp_path / "broken"
+    with monkeypatch.context() as patch:
+        at_step(patch, 7, kill)
+        with pytest.raises(Killed):
+            run(data, out, recipe)
+    newest = list_steps(out / "checkpoints")[-1]
+    assert newest.name == "step-00000006"
+    content = bytearray((newest / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / file).write_bytes(content)
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    assert run(data, out, recipe, resume=True)
+    assert any("step-00000006: damaged, passed over" in line and file in line for line in said)
+    assert any("continuing from" in line and "step-00000004" in line for line in said)
+    assert end_of(out) == end_of(tmp_path / "straight")
+
+
+def test_other_threads_are_said_to_break_the_bits(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(train__steps=6)
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, terminate)
+        assert not run(data, tmp_path, recipe)
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert run(data, tmp_path, recipe, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"CPU threads were {threads}, now {threads + 1}" in "\n".join(said)
+
+
+def test_a_budget_in_minutes_continues_with_the_minutes_left(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small_recipe(train__minutes=0.05, log__evals=0)
+    with monkeypatch.context() as patch:
+        at_step(patch, 20, terminate)
+        assert not run(data, tmp_path, recipe)
+    result = pretrain([data], tmp_path, recipe, resume=True, device="cpu", quiet=True)
+    assert not result.interrupted
+    assert 3 <= result.seconds < 10
+    train = [line for line in read_log(tmp_path / "log.jsonl") if line["event"] == "train"]
+    assert [line["step"] for line in train] == list(range(1, result.steps + 1))
+    seconds = [line["seconds"] for line in train]
+    assert seconds == sorted(seconds)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def sitting(data: Path, out: Path, settings: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.train.runner", str(data), str(out), "--resume"]
+    environment = os.environ | {"RUNNER_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    with out.with_suffix(".err").open("ab") as said:
+        return subprocess.Popen(
+            [*command, *settings],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+
+
+def kill_at_random(
+    data: Path, out: Path, settings: list[str], kills: int, steps: int, seed: int
+) -> int:
+    """Kill -9 the run so many times, at random instants, then let it end. Returns the kills."""
+    dice = random.Random(seed)
+    killed = 0
+    while True:
+        with sitting(data, out, settings) as process:
+            if killed < kills:
+                # Log lines come after the first step; then some more, then a bit of a step.
+                ahead = len(read_log(out / "log.jsonl")) + dice.randrange(steps // (kills + 1))
+                deadline = time.monotonic() + 240
+                while process.poll() is None and time.monotonic() < deadline:
+                    if len(read_log(out / "log.jsonl")) > ahead or dice.random() < 1e-4:
+                        time.sleep(dice.random() * 0.05)
+                        break
+                    time.sleep(0.002)
+                if process.poll() is None:
+                    process.kill()
+                    killed += 1
+            code = process.wait()
+        if code == 0:
+            return killed
+        assert code == -signal.SIGKILL, out.with_suffix(".err").read_text()
+
+
+def test_killed_at_random_with_two_threads(data: Path, tmp_path: Path, two_threads: None) -> None:
+    settings = ["train.steps=60", "train.dropout=0.1", "checkpoint.every_steps=4"]
+    recipe = small_recipe(train__steps=60, train__dropout=0.1, checkpoint__every_steps=4)
+    assert run(data, tmp_path / "straight", recipe)
+    assert kill_at_random(data, tmp_path / "broken", settings, 2, 60, seed=time.time_ns()) == 2
+    assert end_of(tmp_path / "broken") == end_of(tmp_path / "straight")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_killed_twenty_times_with_two_threads(
+    compiled: str, data: Path, tmp_path: Path, two_threads: None
+) -> None:
+    settings = [
+        "train.steps=400",
+        "train.dropout=0.1",
+        "checkpoint.every_steps=5",
+        f"train.compile={compiled}",
+    ]
+    with sitting(data, tmp_path / "straight", settings) as process:
+        assert process.wait() == 0
+    kills = 20
+    seed = time.time_ns()
+    assert kill_at_random(data, tmp_path / "broken", settings, kills, 400, seed) == kills
+    assert end_of(tmp_path / "broken") == end_of(tmp_path / "straight")
