@@ -103,14 +103,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = F.linear(hidden[part], weight, bias).to(exact)
-            lse = logits.logsumexp(-1)
+            # Five passes over the logits: highest, subtract, exp, sum, divide.
+            logits = F.linear(hidden[part], weight, bias).float()
             target = labels[part].unsqueeze(-1)
-            total += (lse - logits.gather(-1, target).squeeze(-1)).sum()
-            correct += (logits.argmax(-1) == labels[part]).sum()
+            highest = logits.amax(-1, keepdim=True)
+            chosen = logits.gather(-1, target) - highest
+            correct += (chosen == 0).sum()
+            slope = logits.sub_(highest).exp_()
+            norm = slope.sum(-1, keepdim=True)
+            total += (norm.log() - chosen).sum()
             if grads is None:
                 continue
-            slope = logits.sub_(lse.unsqueeze(-1)).exp_()  # softmax, in place
+            slope.mul_(norm.reciprocal_())  # the softmax
             flat = target.squeeze(-1) + torch.arange(len(target), device=target.device) * len(
                 weight
             )
