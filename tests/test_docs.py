@@ -86,6 +86,7 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 def settings_table(page: Path) -> dict[str, str]:
     rows = re.findall(r"^\| `(\w+\.\w+)` \| (.*?) \| .+ \|$", page.read_text("utf-8"), re.M)
+    assert len(rows) == len({name for name, _ in rows})
     return {name: default.strip("`") for name, default in rows}
 
 
