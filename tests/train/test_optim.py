@@ -209,8 +209,10 @@ def test_muon_steps_against_the_gradient_by_a_fixed_size() -> None:
 
 
 def test_defaults_shrink_with_the_model() -> None:
-    rates = [default_learning_rate(size) for size in (128, 256, 512, 768, 1024, 2048)]
-    assert rates == sorted(rates, reverse=True)
+    for optimizer in ("adamw", "muon"):
+        rates = [default_learning_rate(s, optimizer) for s in (64, 128, 256, 512, 768, 1024, 2048)]
+        assert rates == sorted(rates, reverse=True)
+    assert default_learning_rate(768, "muon") > default_learning_rate(768, "adamw")
     cpu = torch.device("cpu")
     assert default_batch_tokens(cpu, 128) <= default_batch_tokens(cpu, 768)
     assert default_batch_tokens(torch.device("cuda"), 768) == 131072

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,9 @@ def test_parts_follow_ranks_and_micro_batches(data: Path) -> None:
 def test_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     for able in (True, False):
         monkeypatch.setattr("bertkit.train.setup.has_compiler", lambda device, able=able: able)
-        assert wants_compile(small_recipe(train__compile="auto"), MACHINE) is able
+        half = replace(MACHINE, dtype=torch.bfloat16)
+        assert wants_compile(small_recipe(train__compile="auto"), half) is able
+        assert not wants_compile(small_recipe(train__compile="auto"), MACHINE)  # fp32 on a CPU
         assert not wants_compile(small_recipe(train__compile="off"), MACHINE)
     with pytest.raises(UsageError, match="compiler"):
         wants_compile(small_recipe(train__compile="on"), MACHINE)
