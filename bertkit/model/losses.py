@@ -104,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             # Five passes over the logits: highest, subtract, exp, sum, divide.
-            logits = F.linear(hidden[part], weight, bias).float()
+            logits = F.linear(hidden[part], weight, bias).to(exact)
             target = labels[part].unsqueeze(-1)
             highest = logits.amax(-1, keepdim=True)
             chosen = logits.gather(-1, target) - highest
