@@ -104,6 +104,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data__final_max_length": 32,
         "data__final_share": 0.5,
     },
+    "adamw": {"train__steps": 14, "train__optimizer": "adamw"},
     "muon": {"train__steps": 14, "train__optimizer": "muon"},
     "mlm, words": {"train__steps": 14, "data__objective": "mlm", "data__masking": "word"},
     "checkpointed": {
@@ -278,12 +279,13 @@ def kill_at_random(
     while True:
         with sitting(data, out, settings) as process:
             if killed < kills:
-                # Log lines come after the first step; then some more, then a bit of a step.
-                ahead = len(read_log(out / "log.jsonl")) + dice.randrange(steps // (kills + 1))
+                # So many more lines in the log, then a bit of a step or of a save.
+                lines = len(read_log(out / "log.jsonl"))
+                ahead = lines + dice.randrange(1, steps // (kills + 1))
                 deadline = time.monotonic() + 240
                 while process.poll() is None and time.monotonic() < deadline:
-                    if len(read_log(out / "log.jsonl")) > ahead or dice.random() < 1e-4:
-                        time.sleep(dice.random() * 0.05)
+                    if len(read_log(out / "log.jsonl")) >= ahead:
+                        time.sleep(dice.random() * 0.03)
                         break
                     time.sleep(0.002)
                 if process.poll() is None:
@@ -296,10 +298,10 @@ def kill_at_random(
 
 
 def test_killed_at_random_with_two_threads(data: Path, tmp_path: Path, two_threads: None) -> None:
-    settings = ["train.steps=60", "train.dropout=0.1", "checkpoint.every_steps=4"]
-    recipe = small_recipe(train__steps=60, train__dropout=0.1, checkpoint__every_steps=4)
+    settings = ["train.steps=45", "train.dropout=0.1", "checkpoint.every_steps=4"]
+    recipe = small_recipe(train__steps=45, train__dropout=0.1, checkpoint__every_steps=4)
     assert run(data, tmp_path / "straight", recipe)
-    assert kill_at_random(data, tmp_path / "broken", settings, 2, 60, seed=time.time_ns()) == 2
+    assert kill_at_random(data, tmp_path / "broken", settings, 2, 45, seed=time.time_ns()) == 2
     assert end_of(tmp_path / "broken") == end_of(tmp_path / "straight")
 
 
