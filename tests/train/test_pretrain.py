@@ -198,7 +198,8 @@ def test_two_phases(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def spy(run: Run, parts: Any) -> StepResult:
         longest = max(int(part.lengths.max()) for part in parts)
         lengths.append((run.state.step, run.state.phase, longest))
-        return step(run, parts)
+        result: StepResult = step(run, parts)
+        return result
 
     monkeypatch.setattr(module, "_step", spy)
     run(
@@ -405,7 +406,8 @@ def test_signals_save_and_report(
     def interrupting(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
         if seeds[1] == 3:
             os.kill(os.getpid(), number)
-        return sound(network, parts, machine, seeds, stop)
+        result: StepResult = sound(network, parts, machine, seeds, stop)
+        return result
 
     monkeypatch.setattr(module, "forward_backward", interrupting)
     result = run(data, tmp_path, train__steps=20)
