@@ -69,9 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    # OpenMP's threads spin while they wait for each other. Where other programs want the processors
-    # too, that made pretraining ten times slower; torch reads this when it is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app(with_underscores(given))
         sys.stdout.flush()

@@ -303,7 +303,15 @@ def check_mlm_head(model: Any) -> None:
 
 
 def check_nsp_head(model: Any) -> None:
-    """Raise MissingHeadError where a model lacks the next-sentence head, or never trained it."""
+    """Raise MissingHeadError where a model lacks the next-sentence head, or never trained it.
+
+    A head trained on sentence order (mlm+sop) answers another question and is refused as well.
+    """
+    if getattr(getattr(model, "config", None), "pair_objective", None) == "sop":
+        raise MissingHeadError(
+            f"{_name(model)}: its pair head was trained on sentence order (mlm+sop), not on next "
+            "sentences"
+        )
     head = getattr(getattr(model, "cls", None), "seq_relationship", None)
     what = "next-sentence head (cls.seq_relationship)"
     _check_there(model, head, ("cls.seq_relationship.", "bert.pooler."), what)

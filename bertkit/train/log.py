@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bertkit.checkpoint.files import write_atomically
-from bertkit.errors import UsageError
+from bertkit.errors import CheckpointError, UsageError
 
 
 class RunLog:
@@ -45,12 +46,21 @@ class RunLog:
         if self._file is None:
             return
         line = {"event": event, "step": step} | values
-        self._file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            what = f"{self._file.name}: cannot be written: {error.strerror or error}"
+            raise CheckpointError(f"{what}; the last checkpoint is whole, --resume") from error
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Have what was written so far on the disk: a checkpoint must not outlive its log."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -37,6 +37,7 @@ from bertkit.train.setup import (
     Source,
     build_loader,
     build_model,
+    only_one,
     open_data,
     open_run,
     resolve,
@@ -117,6 +118,7 @@ def pretrain(
         source = open_data(data)
         recipe = resolve(recipe, machine.device, out, resume)
         open_run(out, recipe, resume, overwrite, machine)
+        stack.enter_context(only_one(out, machine))
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))
         run = _prepare_run((list(data), out), recipe, machine, source, (init, resume), progress)
         stack.enter_context(run.log)
@@ -347,6 +349,7 @@ def _save_due(run: Run) -> bool:
 def _save(run: Run) -> None:
     run.state.seconds = run.budget.seconds
     if run.machine.rank == 0:
+        run.log.sync()
         recipe = dump_recipe(run.recipe)
         keep = run.recipe.checkpoint.keep
         root = run.out / "checkpoints"

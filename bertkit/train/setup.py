@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from bertkit.settings import Recipe, dump_recipe, load_recipe
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.optim import default_batch_tokens, default_learning_rate
 from bertkit.train.step import Model
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 # Settings that may change between the sittings of one run.
@@ -154,6 +160,24 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
         write_atomically(saved, dump_recipe(recipe).encode())
     if machine.world > 1:
         dist.barrier()
+
+
+@contextmanager
+def only_one(out: Path, machine: Runtime) -> Iterator[None]:
+    """Hold the run folder, so that no second process trains in it; freed even by a kill.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    if machine.rank or fcntl is None:
+        yield
+        return
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{out}: another process is training here") from error
+        yield
 
 
 def _check_settings(before: Recipe, now: Recipe, where: Path) -> None:

@@ -128,6 +128,9 @@ def pretrain(
     """Pretrain a BERT on prepared shards: masked words and next sentences."""
     common = common or Common()
     path = find_recipe(options.recipe) if options.recipe else None
+    saved = options.out / "recipe.toml"
+    if path is None and options.resume and saved.is_file():
+        path = saved  # a run goes on with its own settings; flags may name what is to change
     recipe = load_recipe(path, overrides(options, common.seed), Recipe)
     from bertkit.train.pretrain import pretrain as train
 
