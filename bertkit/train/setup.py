@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,12 +173,14 @@ def only_one(out: Path, machine: Runtime) -> Iterator[None]:
     if machine.rank or fcntl is None:
         yield
         return
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"{out}: another process is training here") from error
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise UsageError(f"{out}: another process is training here") from error
+    finally:
+        os.close(folder)
 
 
 def _check_settings(before: Recipe, now: Recipe, where: Path) -> None:

@@ -272,7 +272,8 @@ def test_a_single_document(tmp_path: Path, tokenizer: Path) -> None:
 )
 def test_the_held_out_share(drawn: list[tuple[int, int]], share: float, dedup: bool) -> None:
     hashes = np.array([h for h, _ in drawn], dtype=np.uint64)
-    tokens = np.array([t for _, t in drawn], dtype=np.int64)
+    size = dict(drawn)  # documents of one hash are of one text, so of one size
+    tokens = np.array([size[h] for h, _ in drawn], dtype=np.int64)
     sentences = np.maximum(tokens, 1)
     try:
         choice = choose(hashes, sentences, tokens, share, dedup)
