@@ -69,7 +69,7 @@ class TrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     # Tokens that one device takes at a time; None: as many as fit.
     micro_tokens: Positive | None = None
     # Muon for the layers' matrices and AdamW for the rest, or AdamW for all (BERT's own). At equal
-    # tokens Muon was ahead at every size tried (docs/en/log.md).
+    # tokens Muon was ahead with tiny, the one size compared so far (docs/en/log.md).
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
     # Peak of Muon, whose updates have a fixed size; learning_rate stays AdamW's.

@@ -281,8 +281,8 @@ def wants_compile(recipe: Recipe, machine: Runtime) -> bool:
     """Whether layers are compiled.
 
     "auto" compiles where the arithmetic is fast enough for the passes between the matrix products
-    to matter: on GPUs, and in bf16. In fp32 on two Zen 3 cores a compiled mini ran at 0.96 of eager
-    speed (docs/en/log.md).
+    to matter: on GPUs, and in bf16 (expected, not yet measured). In fp32 on one busy Zen 3 core a
+    compiled mini ran at 0.96 of eager speed (docs/en/log.md).
 
     Raises:
         UsageError: train.compile=on without a compiler on this machine.
