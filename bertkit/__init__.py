@@ -8,10 +8,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bertkit.checkpoint.auto import AutoConfig
     from bertkit.checkpoint.config import BertConfig
     from bertkit.data.examples import build_pair, sentence_pairs
     from bertkit.data.masking import mask_tokens
     from bertkit.errors import BertkitError
+    from bertkit.model.auto import (
+        AutoModel,
+        AutoModelForMaskedLM,
+        AutoModelForMultipleChoice,
+        AutoModelForNextSentencePrediction,
+        AutoModelForPreTraining,
+        AutoModelForQuestionAnswering,
+        AutoModelForSequenceClassification,
+        AutoModelForTokenClassification,
+    )
     from bertkit.model.bert import BertModel
     from bertkit.model.heads import (
         BertForMaskedLM,
@@ -19,16 +30,37 @@ if TYPE_CHECKING:
         BertForPreTraining,
     )
     from bertkit.model.losses import BertPretrainingLoss
+    from bertkit.model.task_heads import (
+        BertForMultipleChoice,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
     from bertkit.tasks.load import load
+    from bertkit.text.auto import AutoTokenizer
     from bertkit.text.tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = "0.1.0"
 
 HOMES = {
+    "AutoConfig": "bertkit.checkpoint.auto",
+    "AutoModel": "bertkit.model.auto",
+    "AutoModelForMaskedLM": "bertkit.model.auto",
+    "AutoModelForMultipleChoice": "bertkit.model.auto",
+    "AutoModelForNextSentencePrediction": "bertkit.model.auto",
+    "AutoModelForPreTraining": "bertkit.model.auto",
+    "AutoModelForQuestionAnswering": "bertkit.model.auto",
+    "AutoModelForSequenceClassification": "bertkit.model.auto",
+    "AutoModelForTokenClassification": "bertkit.model.auto",
+    "AutoTokenizer": "bertkit.text.auto",
     "BertConfig": "bertkit.checkpoint.config",
     "BertForMaskedLM": "bertkit.model.heads",
+    "BertForMultipleChoice": "bertkit.model.task_heads",
     "BertForNextSentencePrediction": "bertkit.model.heads",
     "BertForPreTraining": "bertkit.model.heads",
+    "BertForQuestionAnswering": "bertkit.model.task_heads",
+    "BertForSequenceClassification": "bertkit.model.task_heads",
+    "BertForTokenClassification": "bertkit.model.task_heads",
     "BertModel": "bertkit.model.bert",
     "BertPretrainingLoss": "bertkit.model.losses",
     "BertTokenizer": "bertkit.text.tokenizer",
@@ -41,10 +73,24 @@ HOMES = {
 }
 
 __all__ = [
+    "AutoConfig",
+    "AutoModel",
+    "AutoModelForMaskedLM",
+    "AutoModelForMultipleChoice",
+    "AutoModelForNextSentencePrediction",
+    "AutoModelForPreTraining",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoTokenizer",
     "BertConfig",
     "BertForMaskedLM",
+    "BertForMultipleChoice",
     "BertForNextSentencePrediction",
     "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
     "BertModel",
     "BertPretrainingLoss",
     "BertTokenizer",

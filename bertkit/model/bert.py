@@ -1,15 +1,14 @@
 """The whole BERT encoder in this one file (Devlin et al. 2018, arXiv 1810.04805).
 
 Inside, sequences lie end to end ([T, D]) and no padding is ever computed; outside, the call shapes
-of transformers' BertModel, which pack on the way in and pad on the way out. Module and parameter
-names are those of Hugging Face's checkpoints.
+of transformers' BertModel, which pack on the way in and pad on the way out (padding.py). Module and
+parameter names are those of Hugging Face's checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bertkit.batch import Batch, Readers
 from bertkit.checkpoint.config import BertConfig
-from bertkit.errors import DataError
 from bertkit.model.attention import Spans, attend, attention_maps, mix
-from bertkit.model.outputs import EncoderOutput
+from bertkit.model.outputs import Asked, EncoderOutput, Wants
+from bertkit.model.padding import Encoded, Rows
 from bertkit.model.pretrained import PretrainedModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,6 +65,24 @@ class BertPreTrainedModel(PretrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings, [V, D]."""
         return self._base().embeddings.word_embeddings
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Put others in place of the word embeddings; a decoder tied to them follows."""
+        self._base().embeddings.word_embeddings = embeddings
+        self.config.vocab_size = embeddings.weight.shape[0]
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The decoder to the vocabulary, where there is one."""
+        return None
+
+    def set_output_embeddings(self, decoder: nn.Linear) -> None:
+        """Put another decoder in place; where it is tied, only its bias is taken over.
+
+        Raises:
+            TypeError: this model has no decoder.
+        """
+        raise TypeError(f"{type(self).__name__} has no decoder to the vocabulary")
 
     def _base(self) -> BertModel:
         base = getattr(self, self.base_model_prefix, self)
@@ -219,8 +236,18 @@ class BertEncoder(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
 
-    def forward(self, hidden: Tensor, spans: Spans, readers: Readers | None = None) -> Tensor:
-        """[T, D] -> [T, D]; with `readers`, the last layer answers only for their R rows."""
+    def forward(
+        self,
+        hidden: Tensor,
+        spans: Spans,
+        readers: Readers | None = None,
+        trace: list[tuple[Tensor, Tensor | None]] | None = None,
+        want_maps: bool = False,
+    ) -> Tensor:
+        """[T, D] -> [T, D]; with `readers`, the last layer answers only for their R rows.
+
+        `trace` is given what each layer answers, and with `want_maps` its attention maps.
+        """
         row_spans = None
         if readers is not None:
             row_spans = Spans.of(readers.lengths, hidden.device, spans.longest)
@@ -228,9 +255,15 @@ class BertEncoder(nn.Module):
         for i, layer in enumerate(self.layer):
             some = (readers.rows, row_spans) if readers is not None and i == last else (None, None)
             if self.gradient_checkpointing and self.training:
-                hidden, _ = checkpoint(layer, hidden, spans, *some, use_reentrant=False)
+                hidden, maps = checkpoint(
+                    layer, hidden, spans, *some, want_maps, use_reentrant=False
+                )
             else:
-                hidden, _ = layer(hidden, spans, *some)
+                hidden, maps = layer(hidden, spans, *some, want_maps)
+            if trace is not None:
+                trace.append((hidden, maps))
+        if readers is not None and not self.layer:
+            return hidden.index_select(0, readers.rows)
         return hidden
 
 
@@ -246,79 +279,22 @@ class BertPooler(nn.Module):
         return torch.tanh(self.dense(first))
 
 
-class Encoded(NamedTuple):
-    """What the encoder says of a padded call, still packed, with the way back."""
-
-    hidden: Tensor
-    layout: Layout
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
+def readers_of_firsts(lengths: Tensor, device: torch.device) -> Readers:
+    """The first token of each sequence ([B] lengths, CPU), and nothing else."""
+    rows = (lengths.cumsum(0) - lengths).to(device, non_blocking=True)
+    return Readers(rows, torch.ones_like(lengths), rows[:0], None)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How the real tokens of a [B, S] call lie end to end.
+def readers_at(batch: Batch, positions: Tensor) -> Readers:
+    """The tokens at `positions` ([M] indices into T, ascending), and nothing else.
 
-    Attributes:
-        shape: (B, S).
-        slots: [T] indices of the real tokens in the flattened [B * S].
-        rows: [R] the rows that have a real token; the others are wholly padded.
-        lengths: [R] on the CPU.
+    Positions on the CPU spare a GPU a wait.
     """
-
-    shape: tuple[int, int]
-    slots: Tensor
-    rows: Tensor
-    lengths: Tensor
-
-    @classmethod
-    def of(cls, shape: tuple[int, int], mask: Tensor | None, device: torch.device) -> Layout:
-        """Read an attention mask: [B, S], nonzero for real tokens; None: all are real."""
-        if mask is None:
-            rows = torch.arange(shape[0], device=device)
-            slots = torch.arange(shape[0] * shape[1], device=device)
-            return cls(shape, slots, rows, torch.full((shape[0],), shape[1]))
-        if tuple(mask.shape) != shape:
-            raise DataError(f"attention_mask is {list(mask.shape)}; the input is {list(shape)}")
-        real = mask.to(device) != 0
-        lengths = real.sum(1)
-        return cls(
-            shape,
-            real.flatten().nonzero().squeeze(1),
-            lengths.nonzero().squeeze(1),
-            lengths[lengths > 0].cpu(),
-        )
-
-    def pack(self, x: Tensor) -> Tensor:
-        """[B, S, ...] -> [T, ...]."""
-        return x.flatten(0, 1).index_select(0, self.slots)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """[T, ...] -> [B, S, ...], zero where there is no token."""
-        whole = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
-        return whole.index_copy(0, self.slots, x).view(*self.shape, *x.shape[1:])
-
-    def pad_rows(self, x: Tensor) -> Tensor:
-        """[R, ...] -> [B, ...], zero for rows wholly padded."""
-        if len(self.rows) == self.shape[0]:
-            return x
-        return x.new_zeros(self.shape[0], *x.shape[1:]).index_copy(0, self.rows, x)
-
-    def first(self, x: Tensor) -> Tensor:
-        """[T, D] -> [R, D]: the first real token of each row."""
-        return x.index_select(0, (self.lengths.cumsum(0) - self.lengths).to(x.device))
-
-    def pad_maps(self, maps: Tensor) -> Tensor:
-        """[R, N, s, s] -> [B, N, S, S]: weights between the columns of the user's own rows."""
-        real = torch.arange(maps.shape[-1]) < self.lengths[:, None]
-        columns = torch.zeros(real.shape, dtype=torch.long, device=maps.device)
-        columns[real.to(maps.device)] = self.slots % self.shape[1]
-        r, n, s, _ = maps.shape
-        wide = maps.new_zeros(r, n, s, self.shape[1])
-        wide = wide.scatter_add(3, columns[:, None, None, :].expand(r, n, s, s), maps)
-        tall = maps.new_zeros(r, n, self.shape[1], self.shape[1])
-        index = columns[:, None, :, None].expand(r, n, s, self.shape[1])
-        return self.pad_rows(tall.scatter_add(2, index, wide))
+    ends = batch.lengths.cumsum(0)
+    sequence = torch.searchsorted(ends, positions.cpu(), right=True)
+    lengths = torch.bincount(sequence, minlength=len(ends))
+    rows = positions.to(batch.input_ids.device, non_blocking=True)
+    return Readers(rows, lengths, rows[:0], None)
 
 
 class BertModel(BertPreTrainedModel):
@@ -349,6 +325,12 @@ class BertModel(BertPreTrainedModel):
         spans = Spans.of(batch.lengths, hidden.device)
         return self.encoder(hidden, spans, readers)  # type: ignore[no-any-return]
 
+    def pooled(self, batch: Batch) -> Tensor:
+        """[B, D]: what the pooler makes of each sequence; the last layer answers for no more."""
+        readers = readers_of_firsts(batch.lengths, batch.input_ids.device)
+        assert self.pooler is not None
+        return self.pooler(self.encode(batch, readers))  # type: ignore[no-any-return]
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -356,9 +338,7 @@ class BertModel(BertPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[Asked],
     ) -> EncoderOutput | tuple[Any, ...]:
         """Encode padded rows.
 
@@ -368,9 +348,9 @@ class BertModel(BertPreTrainedModel):
             token_type_ids: [B, S] int; None: all 0.
             position_ids: [B, S] or [1, S] int; None: the column.
             inputs_embeds: [B, S, D] in place of input_ids.
-            output_attentions: return L maps of [B, N, S, S].
-            output_hidden_states: return the L + 1 hidden states of [B, S, D].
-            return_dict: False returns a tuple.
+            asked: output_attentions, for L maps of [B, N, S, S]; output_hidden_states, for the
+                L + 1 hidden states of [B, S, D]; return_dict, False for a tuple. Left out or None,
+                the configuration decides.
 
         Returns:
             last_hidden_state [B, S, D], zero at padding, and pooler_output [B, D].
@@ -378,90 +358,40 @@ class BertModel(BertPreTrainedModel):
         Raises:
             DataError: an id, a segment or a position is out of range, or shapes disagree.
         """
-        config = self.config
-        encoded = self.encode_rows(
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds,
-            config.output_attentions if output_attentions is None else output_attentions,
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-        )  # fmt: skip
-        output = EncoderOutput(
-            last_hidden_state=encoded.layout.pad(encoded.hidden),
-            pooler_output=self.pool(encoded),
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
-        use_dict = config.return_dict if return_dict is None else return_dict
-        return output if use_dict else output.to_tuple()
+        wants = Wants.of(self.config, asked)
+        rows = Rows(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.encode_rows(rows, wants)
+        pooled = None
+        if self.pooler is not None:
+            pooled = encoded.layout.pad_rows(self.pooler(encoded.firsts))
+        state = encoded.layout.pad(encoded.hidden)
+        return wants.answer(EncoderOutput(state, pooled, encoded.hidden_states, encoded.attentions))
 
-    def pool(self, encoded: Encoded) -> Tensor | None:
-        """[B, D], zero for rows wholly padded; None without a pooler."""
-        if self.pooler is None:
-            return None
-        return encoded.layout.pad_rows(self.pooler(encoded.layout.first(encoded.hidden)))
+    def encode_rows(self, rows: Rows, wants: Wants, firsts_only: bool = False) -> Encoded:
+        """The padded call without the pooler and without padding of the last state.
 
-    def encode_rows(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        want_maps: bool,
-        want_states: bool,
-    ) -> Encoded:
-        """The padded call without the pooler and without padding of the last state."""
-        given = input_ids if input_ids is not None else inputs_embeds
-        if given is None or (input_ids is not None and inputs_embeds is not None):
-            raise DataError("give either input_ids or inputs_embeds")
-        shape = (given.shape[0], given.shape[1])
-        layout = Layout.of(shape, attention_mask, given.device)
-        hidden = self._embed(layout, input_ids, token_type_ids, position_ids, inputs_embeds)
-        states, maps = [hidden], []
-        spans = Spans.of(layout.lengths, hidden.device, max(layout.lengths.tolist(), default=1))
-        for layer in self.encoder.layer if len(hidden) else ():
-            if self.encoder.gradient_checkpointing and self.training:
-                args = (hidden, spans, None, None, want_maps)
-                hidden, weights = checkpoint(layer, *args, use_reentrant=False)
-            else:
-                hidden, weights = layer(hidden, spans, want_maps=want_maps)
-            states.append(hidden)
-            maps.append(weights)
-        if not len(hidden):  # every row is padding: no layer had anything to say
-            empty = hidden.new_zeros(0, self.config.num_attention_heads, 0, 0)
-            states, maps = states * (len(self.encoder.layer) + 1), [empty] * len(self.encoder.layer)
+        With `firsts_only` the last layer answers for the first token of each row alone, unless
+        hidden states or maps are wanted.
+        """
+        layout = rows.layout
+        table = self.embeddings
+        parts = (table.word_embeddings, table.token_type_embeddings, table.position_embeddings)
+        start = hidden = table(*rows.packed(layout, *(len(part.weight) for part in parts)))
+        tracing = wants.states or wants.maps
+        trace: list[tuple[Tensor, Tensor | None]] = []
+        firsts_only = firsts_only and not tracing and len(hidden) > 0
+        readers = readers_of_firsts(layout.lengths, hidden.device) if firsts_only else None
+        if len(hidden):
+            spans = Spans.of(layout.lengths, hidden.device)
+            hidden = self.encoder(hidden, spans, readers, trace if tracing else None, wants.maps)
+        else:  # every row is padding: no layer has anything to say
+            maps = hidden.new_zeros(0, self.config.num_attention_heads, 0, 0)
+            trace = [(hidden, maps)] * len(self.encoder.layer)
+        states = (start, *(state for state, _ in trace))
         return Encoded(
             hidden,
             layout,
-            tuple(layout.pad(s) for s in states) if want_states else None,
-            tuple(layout.pad_maps(m) for m in maps) if want_maps else None,
+            tuple(layout.pad(state) for state in states) if wants.states else None,
+            tuple(layout.pad_maps(m) for _, m in trace if m is not None) if wants.maps else None,
+            firsts_only,
         )
-
-    def _embed(
-        self,
-        layout: Layout,
-        input_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-    ) -> Tensor:
-        shape, device = layout.shape, layout.slots.device
-        if position_ids is None:
-            position_ids = torch.arange(shape[1], device=device)
-        if token_type_ids is None:
-            token_type_ids = torch.zeros(shape, dtype=torch.long, device=device)
-        config = self.config
-        parts = []
-        for name, ids, limit in (
-            ("input_ids", input_ids, config.vocab_size),
-            ("token_type_ids", token_type_ids, config.type_vocab_size),
-            ("position_ids", position_ids, config.max_position_embeddings),
-        ):
-            packed = None if ids is None else layout.pack(ids.expand(shape))
-            if packed is not None and len(packed):
-                low, high = (int(x) for x in packed.aminmax())
-                if low < 0 or high >= limit:
-                    bad = low if low < 0 else high
-                    raise DataError(f"{name} holds {bad}; this model has room for 0 to {limit - 1}")
-            parts.append(packed)
-        embeds = None if inputs_embeds is None else layout.pack(inputs_embeds)
-        return self.embeddings(*parts, inputs_embeds=embeds)  # type: ignore[no-any-return]

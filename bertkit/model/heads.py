@@ -1,17 +1,25 @@
-"""Models with heads: masked words, next sentence, and both."""
+"""Models with the heads of pretraining (words, next sentence, both), and what all heads share.
+
+BertWithHeads       an encoder under `bert`
+|-- OneHead         one head; `ragged` gives its logits for sequences laid end to end
+|   `-- OneLoss     one head with one kind of label, and the padded call
+`-- PretrainHeads   heads under `cls`, and the losses of pretraining
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from bertkit.batch import Batch, PretrainBatch, Readers
 from bertkit.checkpoint.config import BertConfig
-from bertkit.model.bert import ACTIVATIONS, BertModel, BertPreTrainedModel, Encoded
+from bertkit.errors import DataError
+from bertkit.model.bert import ACTIVATIONS, BertModel, BertPreTrainedModel, readers_at
 from bertkit.model.losses import LossSums, linear_cross_entropy, mean_cross_entropy
-from bertkit.model.outputs import LogitsOutput, ModelOutput, PretrainingOutput
+from bertkit.model.outputs import Asked, LogitsOutput, PretrainingOutput, Wants
+from bertkit.model.padding import Encoded, Layout, Rows, checked_labels
 
 
 class BertPredictionHeadTransform(nn.Module):
@@ -54,6 +62,10 @@ class BertOnlyMLMHead(nn.Module):
         super().__init__()
         self.predictions = BertLMPredictionHead(config)
 
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        return self.predictions(hidden)  # type: ignore[no-any-return]
+
 
 class BertOnlyNSPHead(nn.Module):
     """The next-sentence head by itself."""
@@ -61,6 +73,10 @@ class BertOnlyNSPHead(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[..., D] -> [..., 2]."""
+        return self.seq_relationship(pooled)  # type: ignore[no-any-return]
 
 
 class BertPreTrainingHeads(nn.Module):
@@ -71,17 +87,135 @@ class BertPreTrainingHeads(nn.Module):
         self.predictions = BertLMPredictionHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
+    def forward(self, hidden: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., D] and [B, D] -> [..., V] and [B, 2]."""
+        return self.predictions(hidden), self.seq_relationship(pooled)
 
-class _BertWithHeads(BertPreTrainedModel):
-    """An encoder under `bert` and pretraining heads under `cls`."""
+
+class BertWithHeads(BertPreTrainedModel):
+    """An encoder under `bert`; subclasses add their heads.
+
+    Attributes:
+        pools: some head reads the pooler, so that there is one.
+    """
 
     pools = True
     bert: BertModel
-    cls: Any
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.pools)
+
+    def pooled(self, encoded: Encoded) -> Tensor:
+        """[R, D]: what the pooler makes of the rows that are not wholly padded."""
+        assert self.bert.pooler is not None
+        return self.bert.pooler(encoded.firsts)  # type: ignore[no-any-return]
+
+
+class OneHead(BertWithHeads):
+    """One head, over each token or, where the model pools, over each sequence."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits, [R, C] from [R, D]."""
+        raise AssertionError("each model has a head of its own")
+
+    def ragged(self, batch: Batch, positions: Tensor | None = None) -> Tensor:
+        """Logits of sequences laid end to end, without any padding.
+
+        Args:
+            batch: T tokens in B sequences, on the model's device.
+            positions: [M] indices into T, ascending: logits there only. Best on the CPU. Models
+                that pool take none.
+
+        Returns:
+            [T, C] or [M, C]; from models that pool [B, C].
+        """
+        if self.pools:
+            assert positions is None, "a model that pools reads the first tokens"
+            return self.head(self.bert.pooled(batch))
+        readers = None if positions is None else readers_at(batch, positions)
+        return self.head(self.bert.encode(batch, readers))
+
+    def scored(self, rows: Rows, wants: Wants) -> tuple[Encoded, Tensor]:
+        """The padded call before padding: the encoder's answer and [T, C] or [R, C] logits."""
+        encoded = self.bert.encode_rows(rows, wants, firsts_only=self.pools)
+        return encoded, self.head(self.pooled(encoded) if self.pools else encoded.hidden)
+
+
+class OneLoss(OneHead):
+    """One head and labels of one kind, in the call shape of transformers."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar: the mean over what has a label; 0, never NaN, where nothing has.
+
+        Args:
+            logits: [R, C], as `ragged` gives them.
+            labels: [R] int64, -100 for none.
+        """
+        return mean_cross_entropy(logits, checked_labels("labels", labels, logits.shape[-1]))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **asked: Unpack[Asked],
+    ) -> LogitsOutput | tuple[Any, ...]:
+        """As BertModel, with `labels` as the class says; they count at real tokens only.
+
+        Returns:
+            loss (with labels), logits, hidden_states and attentions (when asked for). Logits are
+            zero at padding.
+
+        Raises:
+            DataError: as BertModel; or the labels are too few, too many or out of range.
+        """
+        rows = Rows(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        return self.answer(rows, labels, Wants.of(self.config, asked))
+
+    def answer(
+        self, rows: Rows, labels: Tensor | None, wants: Wants
+    ) -> LogitsOutput | tuple[Any, ...]:
+        """The padded call, its arguments sorted."""
+        encoded, scores = self.scored(rows, wants)
+        layout = encoded.layout
+        logits = layout.pad_rows(scores) if self.pools else layout.pad(scores)
+        loss = None
+        if labels is not None:
+            pack = of_rows if self.pools else of_tokens
+            loss = self.loss(scores, pack("labels", labels, layout))
+        return wants.answer(LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions))
+
+
+def of_tokens(name: str, labels: Tensor, layout: Layout) -> Tensor:
+    """[T] of the [B, S] labels: those of real tokens.
+
+    Raises:
+        DataError: the shape is another.
+    """
+    if tuple(labels.shape) != layout.shape:
+        raise DataError(f"{name} is {list(labels.shape)}; the input is {list(layout.shape)}")
+    return layout.pack(labels)
+
+
+def of_rows(name: str, labels: Tensor, layout: Layout) -> Tensor:
+    """[R, ...] of the [B, ...] labels: those of rows with a real token.
+
+    Raises:
+        DataError: there is not one for each row.
+    """
+    if labels.dim() == 0 or len(labels) != layout.shape[0]:
+        raise DataError(f"{name} is {list(labels.shape)}; the input has {layout.shape[0]} rows")
+    return layout.pack_rows(labels)
+
+
+class PretrainHeads(BertWithHeads):
+    """Heads of pretraining under `cls`."""
+
+    cls: Any
 
     def tie_weights(self) -> None:
         """Let the decoder be the word embeddings, unless the configuration unties them."""
@@ -97,25 +231,27 @@ class _BertWithHeads(BertPreTrainedModel):
         predictions = getattr(self.cls, "predictions", None)
         return None if predictions is None else predictions.decoder
 
+    def set_output_embeddings(self, decoder: nn.Linear) -> None:
+        """Put another decoder in place; where it is tied, only its bias is taken over.
+
+        Raises:
+            TypeError: this model has no decoder, or the new one has no bias.
+        """
+        if self.get_output_embeddings() is None:
+            super().set_output_embeddings(decoder)
+        if decoder.bias is None:
+            raise TypeError("BERT's decoder has a bias; give nn.Linear(hidden_size, vocab_size)")
+        self.cls.predictions.decoder, self.cls.predictions.bias = decoder, decoder.bias
+        self.tie_weights()
+
     def mlm_logits_at(self, batch: Batch, positions: Tensor) -> Tensor:
         """[M, V]: the vocabulary logits at `positions` ([M] indices into T, ascending) only."""
-        readers = PretrainBatch(
-            batch.input_ids, batch.token_type_ids, batch.position_ids, batch.lengths,
-            positions.cpu(), positions, batch.lengths, len(batch.input_ids),
-        ).readers(first=False)  # fmt: skip
-        hidden = self.bert.encode(batch, readers.to(batch.input_ids.device))
+        hidden = self.bert.encode(batch, readers_at(batch, positions))
         return self.cls.predictions(hidden)  # type: ignore[no-any-return]
 
     def nsp_logits(self, batch: Batch) -> Tensor:
         """[B, 2]: class 0 is IsNext, class 1 random."""
-        nothing = batch.lengths.new_zeros(0)
-        readers = PretrainBatch(
-            batch.input_ids, batch.token_type_ids, batch.position_ids, batch.lengths,
-            nothing, nothing, nothing, len(batch.input_ids),
-        ).readers(first=True)  # fmt: skip
-        hidden = self.bert.encode(batch, readers.to(batch.input_ids.device))
-        assert self.bert.pooler is not None
-        return self.cls.seq_relationship(self.bert.pooler(hidden))  # type: ignore[no-any-return]
+        return self.cls.seq_relationship(self.bert.pooled(batch))  # type: ignore[no-any-return]
 
     def pretraining_sums(self, batch: PretrainBatch, readers: Readers) -> LossSums:
         """Summed losses, with logits at masked positions only; equal to the full computation.
@@ -149,26 +285,8 @@ class _BertWithHeads(BertPreTrainedModel):
         pairs = int((batch.nsp_labels != -100).sum())
         return sums.mlm / max(len(batch.mlm_labels), 1) + sums.nsp / max(pairs, 1)
 
-    def _encode_rows(self, arguments: dict[str, Any]) -> tuple[Encoded, bool]:
-        config = self.config
-        names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")
-        want = {
-            name: getattr(config, name) if arguments[name] is None else arguments[name]
-            for name in ("output_attentions", "output_hidden_states", "return_dict")
-        }
-        encoded = self.bert.encode_rows(
-            **{name: arguments[name] for name in names},
-            want_maps=want["output_attentions"],
-            want_states=want["output_hidden_states"],
-        )
-        return encoded, want["return_dict"]
 
-
-def _as_asked(output: ModelOutput, use_dict: bool) -> Any:
-    return output if use_dict else output.to_tuple()
-
-
-class BertForPreTraining(_BertWithHeads):
+class BertForPreTraining(PretrainHeads):
     """BERT with both pretraining heads: masked words and next sentence."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -186,31 +304,32 @@ class BertForPreTraining(_BertWithHeads):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[Asked],
     ) -> PretrainingOutput | tuple[Any, ...]:
         """As BertModel, with `labels` [B, S] (-100: none) and `next_sentence_label` [B].
 
         Returns:
             loss (with both labels), prediction_logits [B, S, V], seq_relationship_logits [B, 2].
         """
-        encoded, use_dict = self._encode_rows(locals())
-        predictions = encoded.layout.pad(self.cls.predictions(encoded.hidden))
-        pooled = self.bert.pool(encoded)
-        relationship = self.cls.seq_relationship(pooled)
+        wants = Wants.of(self.config, asked)
+        rows = Rows(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.bert.encode_rows(rows, wants)
+        layout = encoded.layout
+        words, pairs = self.cls(encoded.hidden, self.pooled(encoded))
         loss = None
         if labels is not None and next_sentence_label is not None:
-            loss = mean_cross_entropy(predictions, labels)
-            loss = loss + mean_cross_entropy(relationship, next_sentence_label)
-        output = PretrainingOutput(
-            loss, predictions, relationship, encoded.hidden_states, encoded.attentions
+            masked = of_tokens("labels", labels, layout)
+            order = of_rows("next_sentence_label", next_sentence_label, layout)
+            loss = mean_cross_entropy(words, checked_labels("labels", masked, words.shape[-1]))
+            loss = loss + mean_cross_entropy(pairs, checked_labels("next_sentence_label", order, 2))
+        logits = layout.pad(words), layout.pad_rows(pairs)
+        return wants.answer(
+            PretrainingOutput(loss, *logits, encoded.hidden_states, encoded.attentions)
         )
-        return _as_asked(output, use_dict)  # type: ignore[no-any-return]
 
 
-class BertForMaskedLM(_BertWithHeads):
-    """BERT with the masked-word head."""
+class BertForMaskedLM(PretrainHeads, OneLoss):
+    """BERT with the masked-word head: labels [B, S] (-100: none), logits [B, S, V]."""
 
     pools = False
 
@@ -220,49 +339,19 @@ class BertForMaskedLM(_BertWithHeads):
         self.tie_weights()
         self.init_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> LogitsOutput | tuple[Any, ...]:
-        """As BertModel, with `labels` [B, S] (-100: none); logits [B, S, V]."""
-        encoded, use_dict = self._encode_rows(locals())
-        logits = encoded.layout.pad(self.cls.predictions(encoded.hidden))
-        loss = None if labels is None else mean_cross_entropy(logits, labels)
-        output = LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-        return _as_asked(output, use_dict)  # type: ignore[no-any-return]
+    def head(self, hidden: Tensor) -> Tensor:
+        """[R, D] -> [R, V]."""
+        return self.cls(hidden)  # type: ignore[no-any-return]
 
 
-class BertForNextSentencePrediction(_BertWithHeads):
-    """BERT with the next-sentence head."""
+class BertForNextSentencePrediction(PretrainHeads, OneLoss):
+    """BERT with the next-sentence head: labels [B] (0 IsNext, 1 random), logits [B, 2]."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertOnlyNSPHead(config)
         self.init_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> LogitsOutput | tuple[Any, ...]:
-        """As BertModel, with `labels` [B] (0 IsNext, 1 random); logits [B, 2]."""
-        encoded, use_dict = self._encode_rows(locals())
-        logits = self.cls.seq_relationship(self.bert.pool(encoded))
-        loss = None if labels is None else mean_cross_entropy(logits, labels)
-        output = LogitsOutput(loss, logits, encoded.hidden_states, encoded.attentions)
-        return _as_asked(output, use_dict)  # type: ignore[no-any-return]
+    def head(self, hidden: Tensor) -> Tensor:
+        """[R, D], pooled -> [R, 2]."""
+        return self.cls(hidden)  # type: ignore[no-any-return]

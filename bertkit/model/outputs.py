@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 from torch import Tensor
+
+from bertkit.checkpoint.config import BertConfig
 
 
 @dataclass
@@ -80,3 +82,53 @@ class LogitsOutput(ModelOutput):
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class AnswerOutput(ModelOutput):
+    """Of BertForQuestionAnswering: scalar loss, [B, S] and [B, S]."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class Asked(TypedDict, total=False):
+    """What a padded call may ask for; None: as the configuration says."""
+
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    return_dict: bool | None
+
+
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+class Wants(NamedTuple):
+    """What a padded call asked for, with the configuration filled in."""
+
+    maps: bool
+    states: bool
+    names: bool
+
+    @classmethod
+    def of(cls, config: BertConfig, asked: Asked) -> Wants:
+        """What was asked for, and what the configuration says of the rest.
+
+        Raises:
+            TypeError: the call was given an argument that no model has.
+        """
+        if unknown := asked.keys() - Asked.__annotations__.keys():
+            raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
+        maps, states, names = (asked.get(name) for name in Asked.__annotations__)
+        return cls(
+            config.output_attentions if maps is None else bool(maps),
+            config.output_hidden_states if states is None else bool(states),
+            config.return_dict if names is None else bool(names),
+        )
+
+    def answer(self, output: Output) -> Output | tuple[Any, ...]:
+        """The output, or its values as a tuple."""
+        return output if self.names else output.to_tuple()

@@ -12,7 +12,7 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertkit.batch import Batch, PretrainBatch
+from bertkit.batch import PretrainBatch
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import DataError
 from bertkit.model.bert import BertModel
@@ -21,132 +21,9 @@ from bertkit.model.heads import (
     BertForNextSentencePrediction,
     BertForPreTraining,
 )
+from tests.model.peers import SETTINGS, both, close, gradients, packed, rows, targets
 
-KW: dict[str, Any] = {
-    "vocab_size": 211,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 80,
-    "max_position_embeddings": 64,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-KINDS = {
-    "BertModel": BertModel,
-    "BertForPreTraining": BertForPreTraining,
-    "BertForMaskedLM": BertForMaskedLM,
-    "BertForNextSentencePrediction": BertForNextSentencePrediction,
-}
-SIDES = ["none", "right", "left", "holes"]
-
-
-def both(kind: str = "BertForPreTraining", **settings: Any) -> tuple[Any, Any]:
-    """transformers' model with random weights (biases and norms too), and ours with the same."""
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**KW | settings)
-    config._attn_implementation = "eager"
-    theirs = getattr(transformers, kind)(config).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    ours = KINDS[kind](BertConfig(**KW | settings)).eval()
-    state = {k: v for k, v in theirs.state_dict().items() if not k.endswith("position_ids")}
-    ours.load_state_dict(state)
-    return theirs, ours
-
-
-def rows(side: str, lengths: tuple[int, ...] = (17, 12, 1, 5)) -> dict[str, Tensor]:
-    """Ids, segments and a mask of these lengths, padded on a side or with holes in the middle."""
-    generator = torch.Generator().manual_seed(7)
-    width = max(lengths)
-    shape = (len(lengths), width)
-    columns = torch.arange(width)
-    length = torch.tensor(lengths)[:, None]
-    mask = {
-        "none": torch.ones(shape, dtype=torch.bool),
-        "right": columns < length,
-        "left": columns >= width - length,
-        "holes": (torch.rand(shape, generator=generator) < 0.6) | (columns == 3),
-    }[side]
-    return {
-        "input_ids": torch.randint(1, 211, shape, generator=generator),
-        "token_type_ids": torch.randint(0, 2, shape, generator=generator),
-        "attention_mask": mask.long(),
-    }
-
-
-def labels_for(inputs: dict[str, Tensor]) -> Tensor:
-    generator = torch.Generator().manual_seed(8)
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    chosen = (torch.rand(ids.shape, generator=generator) < 0.3) & (mask == 1)
-    return torch.where(chosen, ids, -100)
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_encoder_equals_transformers(side: str) -> None:
-    theirs, ours = both("BertModel")
-    inputs = rows(side)
-    real = inputs["attention_mask"].bool()
-    with torch.no_grad():
-        a = theirs(**inputs, output_attentions=True, output_hidden_states=True)
-        b = ours(**inputs, output_attentions=True, output_hidden_states=True)
-        quick = ours(**inputs)
-    close(b.last_hidden_state[real], a.last_hidden_state[real])
-    close(quick.last_hidden_state, b.last_hidden_state)
-    assert not b.last_hidden_state[~real].any()
-    assert len(b.hidden_states) == len(a.hidden_states)
-    for mine, other in zip(b.hidden_states, a.hidden_states, strict=True):
-        close(mine[real], other[real])
-    pairs = real[:, None, :, None] & real[:, None, None, :]
-    for mine, other in zip(b.attentions, a.attentions, strict=True):
-        close(mine, other * pairs)
-    if side in ("none", "right"):
-        close(b.pooler_output, a.pooler_output)
-    first = b.last_hidden_state[torch.arange(4), real.int().argmax(1)]
-    close(b.pooler_output, ours.pooler(first))
-    close(quick.pooler_output, b.pooler_output)
-
-
-@pytest.mark.parametrize("side", ["none", "right"])
-def test_pretraining_model_equals_transformers_in_loss_and_gradients(side: str) -> None:
-    theirs, ours = both()
-    inputs = rows(side)
-    real = inputs["attention_mask"].bool()
-    targets = {"labels": labels_for(inputs), "next_sentence_label": torch.tensor([0, 1, 1, 0])}
-    a, b = theirs(**inputs, **targets), ours(**inputs, **targets)
-    close(b.prediction_logits[real], a.prediction_logits[real])
-    assert not b.prediction_logits[~real].any()
-    close(b.seq_relationship_logits, a.seq_relationship_logits)
-    close(b.loss, a.loss)
-    a.loss.backward()
-    b.loss.backward()
-    wanted = {name: p.grad for name, p in theirs.named_parameters()}
-    names = {name for name, _ in ours.named_parameters()}
-    assert names == set(wanted)
-    for name, parameter in ours.named_parameters():
-        close(parameter.grad, wanted[name])
-
-
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForNextSentencePrediction"])
-def test_one_headed_models_equal_transformers(kind: str, side: str) -> None:
-    theirs, ours = both(kind)
-    inputs = rows(side)
-    real = inputs["attention_mask"].bool()
-    masked = kind == "BertForMaskedLM"
-    labels = labels_for(inputs) if masked else torch.tensor([0, 1, 1, 0])
-    a, b = theirs(**inputs, labels=labels), ours(**inputs, labels=labels)
-    if masked:
-        close(b.logits[real], a.logits[real])
-        close(b.loss, a.loss)
-    elif side in ("none", "right"):
-        close(b.logits, a.logits)
-        close(b.loss, a.loss)
+KW = SETTINGS | {"max_position_embeddings": 64}
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu", "silu"])
@@ -212,14 +89,6 @@ def test_equals_bert_in_numpy() -> None:
         )
 
 
-def packed(inputs: dict[str, Tensor]) -> Batch:
-    real = inputs["attention_mask"].bool()
-    lengths = real.sum(1)
-    positions = torch.cat([torch.arange(n) for n in lengths.tolist()])
-    ids, segments = inputs["input_ids"][real], inputs["token_type_ids"][real]
-    return Batch(ids, segments, positions, lengths)
-
-
 def test_padded_equals_packed_equals_single() -> None:
     _, ours = both("BertModel")
     inputs = rows("right")
@@ -233,76 +102,6 @@ def test_padded_equals_packed_equals_single() -> None:
             close(ours(**one).last_hidden_state[0], padded[row, :length], 1e-6)
 
 
-def test_padding_content_changes_nothing() -> None:
-    _, ours = both()
-    inputs = rows("right")
-    before = ours(**inputs)
-    pad = inputs["attention_mask"] == 0
-    inputs["input_ids"][pad] = 99999999  # not even an id
-    inputs["token_type_ids"][pad] = 77
-    after = ours(**inputs)
-    assert torch.equal(before.prediction_logits, after.prediction_logits)
-    assert torch.equal(before.seq_relationship_logits, after.seq_relationship_logits)
-
-
-def test_the_kind_of_mask_does_not_matter() -> None:
-    _, ours = both("BertModel")
-    inputs = rows("holes")
-    mask = inputs.pop("attention_mask")
-    wanted = ours(**inputs, attention_mask=mask).last_hidden_state
-    for same in (mask.bool(), mask.float(), mask.to(torch.uint8), mask.to(torch.int32)):
-        assert torch.equal(ours(**inputs, attention_mask=same).last_hidden_state, wanted)
-
-
-@pytest.mark.parametrize("empty", [[1], [0, 3], [0, 1, 2, 3]], ids=str)
-def test_rows_wholly_padded_are_zeros_never_nan(empty: list[int]) -> None:
-    _, ours = both()
-    inputs = rows("right")
-    inputs["attention_mask"][empty] = 0
-    labels = torch.where(inputs["attention_mask"] == 1, labels_for(inputs), -100)
-    out = ours(
-        **inputs,
-        labels=labels,
-        next_sentence_label=torch.tensor([0, 1, 1, 0]),
-        output_attentions=True,
-        output_hidden_states=True,
-    )
-    assert not out.prediction_logits[empty].any()
-    assert torch.isfinite(out.seq_relationship_logits).all()
-    assert torch.isfinite(out.loss)
-    assert len(out.hidden_states) == 4
-    assert len(out.attentions) == 3
-    for states in (*out.hidden_states, *out.attentions):
-        assert not states[empty].any()
-        assert torch.isfinite(states).all()
-    out.loss.backward()
-    for parameter in ours.parameters():
-        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
-    encoder = ours.bert(**inputs)
-    assert not encoder.last_hidden_state[empty].any()
-    assert not encoder.pooler_output[empty].any()
-    full = [row for row in range(4) if row not in empty]
-    if full:
-        alone = ours.bert(**{name: x[full] for name, x in inputs.items()})
-        close(encoder.last_hidden_state[full], alone.last_hidden_state, 1e-6)
-
-
-def test_position_ids_and_inputs_embeds_equal_transformers() -> None:
-    theirs, ours = both("BertModel")
-    inputs = rows("right")
-    real = inputs["attention_mask"].bool()
-    positions = torch.randint(0, 64, inputs["input_ids"].shape)
-    a = theirs(**inputs, position_ids=positions).last_hidden_state
-    close(ours(**inputs, position_ids=positions).last_hidden_state[real], a[real])
-    one_row = positions[:1]
-    a = theirs(**inputs, position_ids=one_row).last_hidden_state
-    close(ours(**inputs, position_ids=one_row).last_hidden_state[real], a[real])
-    ids = inputs.pop("input_ids")
-    embeds = ours.get_input_embeddings()(ids)
-    a = theirs(**inputs, inputs_embeds=embeds).last_hidden_state
-    close(ours(**inputs, inputs_embeds=embeds).last_hidden_state[real], a[real])
-
-
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -313,7 +112,7 @@ def test_position_ids_and_inputs_embeds_equal_transformers() -> None:
     ],
 )
 def test_ids_out_of_range_are_an_error_in_words(name: str, value: int, said: str) -> None:
-    _, ours = both("BertModel")
+    _, ours = both("BertModel", max_position_embeddings=64)
     inputs = rows("none")
     inputs["position_ids"] = torch.arange(17).repeat(4, 1)
     inputs[name][2, 3] = value
@@ -322,29 +121,13 @@ def test_ids_out_of_range_are_an_error_in_words(name: str, value: int, said: str
 
 
 def test_too_long_an_input_and_other_shapes_are_an_error_in_words() -> None:
-    _, ours = both("BertModel")
+    _, ours = both("BertModel", max_position_embeddings=64)
     with pytest.raises(DataError, match="position_ids holds 64; this model has room for 0 to 63"):
         ours(torch.ones(1, 65, dtype=torch.long))
     with pytest.raises(DataError, match="attention_mask"):
         ours(torch.ones(2, 5, dtype=torch.long), torch.ones(2, 6))
     with pytest.raises(DataError, match="either input_ids or inputs_embeds"):
         ours()
-
-
-def test_outputs_as_tuples_and_by_configuration() -> None:
-    _, ours = both("BertModel")
-    ids = rows("none")["input_ids"]
-    by_name = ours(ids)
-    state, pooled = ours(ids, return_dict=False)
-    assert torch.equal(state, by_name.last_hidden_state)
-    assert torch.equal(pooled, by_name[1])
-    ours.config.output_hidden_states = True
-    assert len(ours(ids).hidden_states) == 4
-    assert ours(ids, output_hidden_states=False).hidden_states is None
-    _, both_heads = both()
-    logits, relationship = both_heads(ids, return_dict=False)
-    assert logits.shape == (4, 17, 211)
-    assert relationship.shape == (4, 2)
 
 
 def test_without_a_pooler() -> None:
@@ -356,7 +139,7 @@ def test_without_a_pooler() -> None:
 
 def pretrain_batch(inputs: dict[str, Tensor], pad: int = 0) -> tuple[PretrainBatch, Tensor]:
     """The rows packed, with labels and `pad` tokens of padding; and the labels padded."""
-    labels = labels_for(inputs)
+    labels = targets("BertForMaskedLM", inputs)["labels"]
     batch = packed(inputs)
     flat = labels[inputs["attention_mask"].bool()]
     positions = (flat != -100).nonzero().squeeze(1)
@@ -373,13 +156,6 @@ def pretrain_batch(inputs: dict[str, Tensor], pad: int = 0) -> tuple[PretrainBat
     real = len(batch.input_ids)
     done = PretrainBatch(ids, segments, order, lengths, positions, flat[positions], nsp, real)
     return done, labels
-
-
-def gradients(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    model.zero_grad(set_to_none=True)
-    loss.backward()
-    found = {name: p.grad for name, p in model.named_parameters()}
-    return {name: grad.clone() for name, grad in found.items() if grad is not None}
 
 
 @pytest.mark.parametrize("pad", [0, 6])

@@ -1,0 +1,93 @@
+"""AutoModel and its kin: the classes by the names under which scripts ask for them.
+
+Here every model is a BERT, so each name leads to one class. A folder of another kind of model is
+refused by its `model_type`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+import torch
+
+from bertkit.checkpoint.config import BertConfig
+from bertkit.model.bert import BertModel, BertPreTrainedModel
+from bertkit.model.heads import (
+    BertForMaskedLM,
+    BertForNextSentencePrediction,
+    BertForPreTraining,
+)
+from bertkit.model.task_heads import (
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
+
+
+class AutoModel:
+    """Opens BertModel, the encoder."""
+
+    opens: ClassVar[type[BertPreTrainedModel]] = BertModel
+
+    def __init__(self) -> None:
+        name = type(self).__name__
+        raise TypeError(f"use {name}.from_pretrained(folder) or {name}.from_config(config)")
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **settings: Any) -> Any:
+        """As `from_pretrained` of the class that this name leads to."""
+        return cls.opens.from_pretrained(name_or_path, **settings)
+
+    @classmethod
+    def from_config(cls, config: BertConfig, *, dtype: torch.dtype | None = None) -> Any:
+        """A new model, initialised as for training.
+
+        Args:
+            config: its shape.
+            dtype: what its parameters are; None: float32.
+        """
+        return cls.opens(config).to(dtype)
+
+
+class AutoModelForPreTraining(AutoModel):
+    """Opens BertForPreTraining."""
+
+    opens = BertForPreTraining
+
+
+class AutoModelForMaskedLM(AutoModel):
+    """Opens BertForMaskedLM."""
+
+    opens = BertForMaskedLM
+
+
+class AutoModelForNextSentencePrediction(AutoModel):
+    """Opens BertForNextSentencePrediction."""
+
+    opens = BertForNextSentencePrediction
+
+
+class AutoModelForSequenceClassification(AutoModel):
+    """Opens BertForSequenceClassification."""
+
+    opens = BertForSequenceClassification
+
+
+class AutoModelForTokenClassification(AutoModel):
+    """Opens BertForTokenClassification."""
+
+    opens = BertForTokenClassification
+
+
+class AutoModelForQuestionAnswering(AutoModel):
+    """Opens BertForQuestionAnswering."""
+
+    opens = BertForQuestionAnswering
+
+
+class AutoModelForMultipleChoice(AutoModel):
+    """Opens BertForMultipleChoice."""
+
+    opens = BertForMultipleChoice
