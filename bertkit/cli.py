@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from bertkit import __version__
 from bertkit.errors import BertkitError, UsageError
-from bertkit.verbs import ask, corpus, doctor, pretrain
+from bertkit.verbs import ask, corpus, doctor, grow, pretrain
 
 DONE, BAD_INPUT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,6 +32,7 @@ app = App(
 app.command(corpus.vocab)
 app.command(corpus.prepare)
 app.command(pretrain.pretrain)
+app.command(grow.grow)
 app.command(ask.fill)
 app.command(ask.next_sentence, name="next")
 app.command(doctor.doctor)

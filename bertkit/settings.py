@@ -29,6 +29,8 @@ SIZES: dict[str, tuple[int, int, int]] = {
 class ModelSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """The network: BERT's own architecture at a named size, each dimension open to change."""
 
+    # A model to go on from; its dimensions are then these.
+    init: str | None = None
     size: Size = "mini"
     hidden_size: Positive | None = None
     num_hidden_layers: Positive | None = None
@@ -109,6 +111,8 @@ class LogSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     # Evaluate on the held-out share, on fixed masks, this many times over the run, and at its end.
     evals: Annotated[int, Meta(ge=0)] = 10
     eval_tokens: Positive = 32768
+    # Text of the domain that `model.init` comes from: what training makes of it is watched.
+    old: list[str] = []
     tensorboard: bool = False
 
 

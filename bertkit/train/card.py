@@ -8,6 +8,7 @@ from typing import Any
 from bertkit.checkpoint.files import write_atomically
 from bertkit.settings import Recipe, dump_recipe
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.forgetting import before_after_markdown
 from bertkit.train.log import clock, read_log
 from bertkit.train.setup import PretrainResult
 from bertkit.train.step import Model
@@ -22,7 +23,7 @@ tags:
 
 # {name}
 
-A BERT pretrained from plain text with bertkit: {layers} layers, hidden size {hidden}, {heads}
+A BERT {origin} with bertkit: {layers} layers, hidden size {hidden}, {heads}
 heads, {vocabulary:,} words, {parameters:,} parameters. Objective: {objective}.
 
 ## Figures
@@ -30,7 +31,7 @@ heads, {vocabulary:,} words, {parameters:,} parameters. Objective: {objective}.
 On held-out documents, with masks that never change (15% of the tokens):
 
 {figures}
-
+{before_after}
 Budget: {steps:,} steps, {tokens:,} tokens, {time}{skipped}.
 
 ![curves](curves.png)
@@ -71,7 +72,7 @@ def write_result(
     tokenizer.save_pretrained(folder)
     lines = read_log(out / "log.jsonl")
     draw_curves(lines, folder / "curves.png")
-    config = model.config
+    config, init = model.config, recipe.model.init
     card = CARD.format(
         name=out.name,
         layers=config.num_hidden_layers,
@@ -80,7 +81,9 @@ def write_result(
         vocabulary=config.vocab_size,
         parameters=model.num_parameters(),
         objective=recipe.data.objective,
+        origin="pretrained from plain text" if init is None else f"that goes on from `{init}`",
         figures=figures_table(result.figures),
+        before_after=_before_after(result),
         steps=result.steps,
         tokens=result.tokens,
         time=clock(result.seconds),
@@ -90,6 +93,16 @@ def write_result(
         recipe=dump_recipe(recipe),
     )
     write_atomically(folder / "README.md", card.encode())
+
+
+def _before_after(result: PretrainResult) -> str:
+    if not result.before_after:
+        return ""
+    lines = ["", "Before this run and after it, on the same masks:", ""]
+    lines += [before_after_markdown(result.before_after), ""]
+    if result.new_parts:
+        lines += ["Untrained before: " + ", ".join(f"`{n}`" for n in result.new_parts) + ".", ""]
+    return "\n".join(lines)
 
 
 def figures_table(figures: dict[str, Any]) -> str:

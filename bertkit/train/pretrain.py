@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -27,9 +28,11 @@ from bertkit.checkpoint.store import newest_step
 from bertkit.errors import TrainingError
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, dump_recipe
+from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.budget import Budget
 from bertkit.train.card import write_result
 from bertkit.train.evaluation import Baseline, sample_fills, unigram_baseline
+from bertkit.train.forgetting import Watch, old_batches
 from bertkit.train.log import Progress, RunLog, clock
 from bertkit.train.optim import Optimizers, learning_rate_at
 from bertkit.train.setup import (
@@ -40,6 +43,7 @@ from bertkit.train.setup import (
     only_one,
     open_data,
     open_run,
+    rebuild_model,
     resolve,
     wants_compile,
 )
@@ -69,6 +73,7 @@ class Run:
     peak_flops: float
     log: RunLog
     progress: Progress
+    watch: Watch | None = None
     last_eval: StepResult | None = None
     last_save: float = 0.0
     # A signal came to this rank; `stop` follows when all ranks have heard of it.
@@ -98,7 +103,7 @@ def pretrain(
         data: folders that `prepare` made, all with one tokenizer.
         out: the run folder.
         recipe: the settings; unset ones are resolved by size and device and saved.
-        init: a model to start from instead of random weights.
+        init: a model to go on from instead of random weights; the same as `model.init`.
         resume: continue from the newest checkpoint that verifies; step 0 where there is none.
         overwrite: replace a run that is there.
         device: "cpu", "cuda:0", ...; None: the best there is.
@@ -116,14 +121,18 @@ def pretrain(
     with ExitStack() as stack:
         machine = stack.enter_context(runtime.start(device, recipe.train.precision))
         source = open_data(data)
+        if init is not None:
+            own = msgspec.structs.replace(recipe.model, init=init)
+            recipe = msgspec.structs.replace(recipe, model=own)
         recipe = resolve(recipe, machine.device, out, resume)
         open_run(out, recipe, resume, overwrite, machine)
         stack.enter_context(only_one(out, machine))
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))
-        run = _prepare_run((list(data), out), recipe, machine, source, (init, resume), progress)
+        run = _prepare_run((list(data), out), recipe, machine, source, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(_stop_signals(run))
         _announce(run)
+        _before(run)
         _loop(run)
         return _finish(run)
 
@@ -133,17 +142,21 @@ def _prepare_run(
     recipe: Recipe,
     machine: Runtime,
     source: Source,
-    start: tuple[str | None, bool],
+    resume: bool,
     progress: Progress,
 ) -> Run:
-    (data, out), (init, resume), train = places, start, recipe.train
+    (data, out), train = places, recipe.train
     begun = time.monotonic()
     torch.manual_seed(train.seed)
-    model = build_model(recipe, source.tokenizer, init, progress.say).to(machine.device).train()
+    found = newest_step(out / "checkpoints", progress.say) if resume else None
+    if found is None:
+        model = build_model(recipe, source.tokenizer, recipe.model.init, progress.say)
+    else:
+        model = rebuild_model(recipe, found)
+    model = model.to(machine.device).train()
     assert train.learning_rate is not None
     optimizers = Optimizers(model, train, train.learning_rate)
     state = RunState()
-    found = newest_step(out / "checkpoints", progress.say) if resume else None
     if found is not None:
         state = restore_state(found, model, optimizers)
         _check_same_machine(state, machine, progress)
@@ -155,6 +168,7 @@ def _prepare_run(
     if source.dev and recipe.log.evals:
         held_out = build_loader(source.dev, recipe, source.tokenizer, machine, phase=0)
         dev = held_out.dev_batches(recipe.log.eval_tokens)
+    watch = _watch(recipe, source.tokenizer, machine, dev, model)
     return Run(
         out=out,
         data=data,
@@ -171,8 +185,39 @@ def _prepare_run(
         peak_flops=runtime.matrix_peak(machine.device, machine.dtype),
         log=RunLog(out / "log.jsonl", state.step, _board(out, recipe), silent=machine.rank > 0),
         progress=progress,
+        watch=watch,
         last_save=time.monotonic(),
     )
+
+
+def _watch(
+    recipe: Recipe,
+    tokenizer: BertTokenizer,
+    machine: Runtime,
+    dev: list[PretrainBatch],
+    model: Model,
+) -> Watch | None:
+    """What is watched of a run that goes on from a model."""
+    if recipe.model.init is None:
+        return None
+    report = model.load_report
+    return Watch(
+        old_batches(recipe, tokenizer, machine), dev, () if report is None else report.missing
+    )
+
+
+def _before(run: Run) -> None:
+    """The figures that a run goes on from: taken now, or in an earlier sitting."""
+    watch, state = run.watch, run.state
+    if watch is None or not (watch.old or watch.new):
+        return
+    if state.step:
+        if remark := watch.recall(run.out / "log.jsonl"):
+            run.progress.say(remark)
+        return
+    run.log.write("before", 0, **watch.begin(run.module, run.machine))
+    shown = [f"{text} text {figures['mlm_loss']:.3f}" for text, figures in watch.before.items()]
+    run.progress.say(f"held-out masked-word loss before training: {', '.join(shown)}")
 
 
 def _board(out: Path, recipe: Recipe) -> Path | None:
@@ -313,6 +358,8 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
 def _evaluate(run: Run) -> None:
     result = run.last_eval = evaluate(run.module, run.dev, run.machine)
     perplexity = math.exp(min(result.mlm_loss, 700))
+    watched = run.watch.look(run.module, run.machine, result) if run.watch else {}
+    old = {name: value for name, value in watched.items() if name.startswith("old_")}
     run.log.write(
         "eval",
         run.state.step,
@@ -324,8 +371,10 @@ def _evaluate(run: Run) -> None:
         unigram_accuracy=run.baseline.accuracy,
         tokens=run.state.tokens,
         seconds=run.budget.seconds,
+        **old,
     )
     pair = f", next sentence {result.nsp_accuracy:.3f}" if result.pairs else ""
+    pair += f", old text: loss {old['old_mlm_loss']:.3f}" if old else ""
     run.progress.say(
         f"held out at step {run.state.step:,} ({clock(run.budget.seconds)}): "
         f"loss {result.mlm_loss:.3f} (unigram {run.baseline.loss:.3f}), "
@@ -389,6 +438,9 @@ def _finish(run: Run) -> PretrainResult:
     if complete and run.dev and run.last_eval is None:
         # The run was stopped between its last checkpoint and here: the log has the figures already.
         run.last_eval = evaluate(run.module, run.dev, run.machine)
+    watch = run.watch
+    if complete and watch is not None and not watch.now:
+        watch.look(run.module, run.machine, run.last_eval)
     if run.last_eval is not None:
         figures = {
             "mlm_loss": run.last_eval.mlm_loss,
@@ -407,6 +459,8 @@ def _finish(run: Run) -> PretrainResult:
         skipped=run.state.skipped,
         figures=figures,
         interrupted=not complete,
+        before_after=watch.rows() if watch is not None and complete else [],
+        new_parts=watch.new_parts if watch is not None else (),
     )
     if complete and run.machine.rank == 0:
         tokenizer = run.source.tokenizer

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.checkpoint.files import write_atomically
+from bertkit.checkpoint.files import CONFIG_NAME, write_atomically
+from bertkit.checkpoint.hub import resolve_model
 from bertkit.checkpoint.store import newest_step
 from bertkit.data.collate import Vocabulary
 from bertkit.data.loader import PretrainLoader
@@ -23,7 +24,8 @@ from bertkit.data.shards import TokenStore
 from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.runtime import Runtime, has_compiler
-from bertkit.settings import Recipe, dump_recipe, load_recipe
+from bertkit.settings import ModelSettings, Recipe, dump_recipe, load_recipe
+from bertkit.text.sources import expand_sources
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.optim import default_batch_tokens, default_learning_rate
 from bertkit.train.step import Model
@@ -36,6 +38,8 @@ except ImportError:  # Windows has no such locks
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 # Settings that may change between the sittings of one run.
 FREE = {"checkpoint", "log"}
+# Of the learning rate of a new model, the share that suits one that is trained already.
+CONTINUING_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,10 @@ class PretrainResult:
         seconds: wall-clock seconds, all sittings together.
         skipped: steps skipped for a bad loss.
         figures: held-out figures at the end, beside the unigram baseline.
+        before_after: of a run that went on from a model, a row for old text (where there is some)
+            and one for new: text, masked, mlm_loss_before, mlm_loss_after, mlm_accuracy_before,
+            mlm_accuracy_after.
+        new_parts: parameters that this model lacked; they began untrained.
         interrupted: stopped before the budget was spent; everything is saved.
     """
 
@@ -70,6 +78,8 @@ class PretrainResult:
     skipped: int
     figures: dict[str, Any]
     interrupted: bool
+    before_after: list[dict[str, Any]] = field(default_factory=list)
+    new_parts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -107,14 +117,29 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
 
     With `resume` and nothing set, the run's own recipe is taken.
 
+    With `model.init`, the dimensions of the network are that model's.
+
     Raises:
         UsageError: two budgets, or settings that contradict each other.
+        CheckpointError: there is no such model as `model.init`.
+        DataError: a file of `log.old` is missing.
     """
     saved = out / "recipe.toml"
-    if resume and saved.is_file() and recipe == Recipe():
-        return load_recipe(saved, {}, Recipe)
+    before = load_recipe(saved, {}, Recipe) if resume and saved.is_file() else None
+    if before is not None and recipe == Recipe():
+        return before
     recipe = msgspec.convert(msgspec.to_builtins(recipe), Recipe)  # a copy
     train, data = recipe.train, recipe.data
+    init = recipe.model.init
+    if init is None and recipe.log.old:
+        raise UsageError("log.old (--old) goes with model.init (--init): what was trained before")
+    if recipe.log.old:
+        expand_sources(recipe.log.old)  # a file that is missing is told before anything is made
+    if init is not None:
+        if before is not None and before.model.init == init:
+            recipe.model = before.model  # what is there goes on, wherever the model is by now
+        else:
+            _take_dimensions(recipe.model, init)
     given = [name for name in BUDGETS if getattr(train, name) is not None]
     if len(given) > 1:
         raise UsageError(f"one budget, please: {' and '.join(f'train.{g}' for g in given)} are set")
@@ -123,17 +148,35 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
     hidden = _config(recipe, 1000).hidden_size
     if train.learning_rate is None:
         train.learning_rate = default_learning_rate(hidden, train.optimizer)
+        if init is not None:
+            train.learning_rate *= CONTINUING_SHARE
     if train.batch_tokens is None:
         train.batch_tokens = default_batch_tokens(device, hidden)
     longest = max(data.max_length, data.final_max_length)
     if longest > recipe.model.max_position_embeddings:
+        most = recipe.model.max_position_embeddings
         raise UsageError(
-            f"examples of {longest} tokens need model.max_position_embeddings >= {longest}; "
-            f"it is {recipe.model.max_position_embeddings}"
+            f"examples of {longest} tokens need model.max_position_embeddings >= {longest}; it is "
+            + (f"{most}" if init is None else f"{most} in {init}; see `bertkit grow --positions`")
         )
     if train.batch_tokens < longest:
         raise UsageError(f"train.batch_tokens={train.batch_tokens} holds no example of {longest}")
     return recipe
+
+
+def _take_dimensions(model: ModelSettings, init: str) -> None:
+    """Note in the recipe how large `init` is.
+
+    Raises:
+        UsageError: the recipe asks for another size.
+    """
+    config = BertConfig.from_pretrained(init)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        asked, there = getattr(model, name), getattr(config, name)
+        if asked is not None and asked != there:
+            raise UsageError(f"model.{name} is {asked}, but {init} has {there}; leave it out")
+        setattr(model, name, there)
+    model.max_position_embeddings = config.max_position_embeddings
 
 
 def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: Runtime) -> None:
@@ -151,6 +194,9 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
                 raise UsageError(f"{out} is not empty; say --resume to continue or --overwrite")
             if not saved.is_file():
                 raise UsageError(f"{out} holds no run; it will not be overwritten, name another")
+            init = recipe.model.init
+            if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
+                raise UsageError(f"{out} holds {init}, which is to go on; name another folder")
             shutil.rmtree(out)
         if resume and saved.is_file():
             _check_settings(load_recipe(saved, {}, Recipe), recipe, saved)
@@ -206,28 +252,89 @@ def _config(recipe: Recipe, vocab_size: int, **settings: Any) -> BertConfig:
 def build_model(recipe: Recipe, tokenizer: BertTokenizer, init: str | None, say: Any) -> Model:
     """The model of the recipe, new or from `init`, with the recipe's dropout.
 
+    Whatever `init` is stored as, training needs fp32 weights. Heads that it lacks begin untrained;
+    that is said.
+
     Raises:
-        UsageError: the vocabulary of `init` is not the data's, or it is too short for the data.
+        UsageError: the words of `init` are not the data's, or it is too short for the data.
     """
-    kind = BertForMaskedLM if recipe.data.objective == "mlm" else BertForPreTraining
+    kind = _kind(recipe)
     if init is None:
         model = kind(_config(recipe, len(tokenizer), pad_token_id=tokenizer.pad_token_id))
-        if recipe.data.objective == "mlm+sop":
-            model.config.pair_objective = "sop"  # type: ignore[attr-defined]
     else:
-        model = kind.from_pretrained(init)
+        model = kind.from_pretrained(init, dtype=torch.float32)
         say(str(model.load_report))
-        if model.config.vocab_size != len(tokenizer):
-            raise UsageError(
-                f"{init} has {model.config.vocab_size} words, the data was prepared with "
-                f"{len(tokenizer)}; prepare it with --tokenizer {init}"
-            )
+        _check_words(init, model.config, tokenizer)
         longest = max(recipe.data.max_length, recipe.data.final_max_length)
         if longest > model.config.max_position_embeddings:
-            raise UsageError(f"{init} reads {model.config.max_position_embeddings} tokens at most")
+            raise UsageError(
+                f"{init} reads {model.config.max_position_embeddings} tokens at most; let it read "
+                f"more with `bertkit grow {init} --positions {longest} --out DIR`"
+            )
+        if recipe.data.objective != "mlm" and model.config.type_vocab_size < 2:
+            raise UsageError(f"{init} knows one segment, pairs have two; say --objective mlm")
+    if recipe.data.objective == "mlm+sop":
+        model.config.pair_objective = "sop"  # type: ignore[attr-defined]
+    else:
+        vars(model.config).pop("pair_objective", None)
+    return _for_training(model, recipe)
+
+
+def rebuild_model(recipe: Recipe, checkpoint: Path) -> Model:
+    """A model of the shape of a checkpoint of this run, for `restore_state` to fill."""
+    config = BertConfig.from_json_file(checkpoint / CONFIG_NAME)
+    return _for_training(_kind(recipe)(config), recipe)
+
+
+def _kind(recipe: Recipe) -> type[BertForMaskedLM] | type[BertForPreTraining]:
+    return BertForMaskedLM if recipe.data.objective == "mlm" else BertForPreTraining
+
+
+def _for_training(model: Model, recipe: Recipe) -> Model:
     set_dropout(model, recipe.train.dropout)
     model.bert.encoder.gradient_checkpointing = recipe.train.gradient_checkpointing
     return model
+
+
+def _check_words(init: str, config: BertConfig, tokenizer: BertTokenizer) -> None:
+    """Refuse data whose ids mean other words than the model's.
+
+    Rows that pad the embeddings may stand beyond the words; nothing else may differ.
+
+    Raises:
+        UsageError: the vocabularies, or what is done to text before, differ.
+    """
+    again = f"prepare it with --tokenizer {init}"
+    folder = resolve_model(init)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        if config.vocab_size != len(tokenizer):
+            raise UsageError(
+                f"{init} has {config.vocab_size} words, the data was prepared with "
+                f"{len(tokenizer)}, and {init} holds no tokenizer to say which is which"
+            )
+        return
+    own = BertTokenizer.from_pretrained(folder)
+    ours, theirs = own.get_vocab(), tokenizer.get_vocab()
+    if ours != theirs:
+        if len(ours) != len(theirs):
+            raise UsageError(
+                f"{init} has {len(ours)} words, the data was prepared with {len(theirs)}; {again}"
+            )
+        token = min(t for t in ours if theirs.get(t) != ours[t])
+        raise UsageError(
+            f"{init} calls {token!r} {ours[token]}, the data {theirs.get(token)}; {again}"
+        )
+    for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
+        if getattr(own, name) != getattr(tokenizer, name):
+            raise UsageError(
+                f"{init} has {name}={getattr(own, name)}, the data was prepared with "
+                f"{getattr(tokenizer, name)}; {again}"
+            )
+    if config.vocab_size < len(tokenizer):
+        raise UsageError(
+            f"{init} has embeddings for {config.vocab_size} words and a tokenizer of "
+            f"{len(tokenizer)}; see resize_token_embeddings"
+        )
 
 
 def set_dropout(model: Model, probability: float) -> None:

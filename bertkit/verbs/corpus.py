@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 # One paragraph in so many is kept from the vocabulary, to measure its coverage on; at most so many
 # characters of them are held in memory.
 HELD_OUT_EVERY, HELD_OUT_CHARACTERS = 100, 2_000_000
+# A domain's corpus is often small: more of it is kept where a vocabulary is only extended.
+HELD_OUT_EVERY_EXTENDING = 20
+SIZE, MIN_FREQUENCY = 30522, 2
+ADD, MIN_FREQUENCY_EXTENDING = 1000, 5
 
 
 def _no_flags(_: object, names: list[str]) -> None:
@@ -70,7 +74,10 @@ class VocabFlags:
     """What kind of vocabulary to learn, and where to put it."""
 
     out: Annotated[Path, Parameter(help="The folder for the tokenizer's files.")]
-    size: Annotated[int, Parameter(help="Tokens at most, the five special ones counted.")] = 30522
+    size: Annotated[
+        int | None,
+        Parameter(help=f"Tokens at most, the five special ones counted; {SIZE} by default."),
+    ] = None
     cased: Annotated[bool, Switch, Parameter(help="Keep capitals and accents.")] = False
     strip_accents: Annotated[
         bool | None,
@@ -83,10 +90,33 @@ class VocabFlags:
         Switch,
         Parameter(help="Let a token hold several Chinese characters, unlike BERT's own."),
     ] = False
-    min_frequency: Annotated[int, Parameter(help="Leave out what is seen fewer times.")] = 2
-    overwrite: Annotated[bool, Switch, Parameter(help="Replace the tokenizer that is there.")] = (
-        False
-    )
+    min_frequency: Annotated[
+        int | None,
+        Parameter(
+            help=f"Leave out what is seen fewer times; {MIN_FREQUENCY} by default, "
+            f"{MIN_FREQUENCY_EXTENDING} with --extend."
+        ),
+    ] = None
+    extend: Annotated[
+        str | None,
+        Parameter(help="Learn no new vocabulary: add to this model's the words it breaks up."),
+    ] = None
+    add: Annotated[
+        int | None, Parameter(help=f"With --extend: words to add at most; {ADD} by default.")
+    ] = None
+    overwrite: Annotated[
+        bool, Switch, Parameter(help="Replace the tokenizer or model that is there.")
+    ] = False
+
+    def shaping(self) -> list[str]:
+        """The flags given that shape a new vocabulary."""
+        given = {
+            "--size": self.size is not None,
+            "--cased": self.cased,
+            "--strip_accents": self.strip_accents is not None,
+            "--chinese_words": self.chinese_words,
+        }
+        return [flag for flag, is_given in given.items() if is_given]
 
 
 def vocab(
@@ -97,19 +127,26 @@ def vocab(
     reading: ReadingOptions | None = None,
     common: Common | None = None,
 ) -> None:
-    """Learn a WordPiece vocabulary from a corpus, and report how it covers held-out text."""
+    """Learn a WordPiece vocabulary from a corpus, and report how it covers held-out text.
+
+    With --extend, add the corpus's frequent words to the vocabulary of a model, and to the model.
+    """
     common, reading = common or Common(), reading or ReadingOptions()
+    if options.extend is not None:
+        return _extend(corpus, options.extend, options, reading, common)
+    if options.add is not None:
+        raise UsageError("--add goes with --extend MODEL; the size of a new vocabulary is --size")
     if (options.out / "tokenizer.json").exists() and not options.overwrite:
         raise UsageError(f"{options.out} holds a tokenizer already; say --overwrite to replace it")
     from bertkit.text.corpus import CorpusReport
     from bertkit.text.vocab import VocabOptions, build_tokenizer
 
     chosen = VocabOptions(
-        size=options.size,
+        size=_or(options.size, SIZE),
         cased=options.cased,
         strip_accents=options.strip_accents,
         tokenize_chinese_chars=not options.chinese_words,
-        min_frequency=options.min_frequency,
+        min_frequency=_or(options.min_frequency, MIN_FREQUENCY),
     )
     read, held_out = CorpusReport(), list[str]()
     texts = _learned_from(corpus, reading.for_reader(), read, held_out)
@@ -118,7 +155,7 @@ def vocab(
 
             def progress(unit: str, done: int) -> None:
                 if unit == "tokens":
-                    learn(done, options.size)
+                    learn(done, chosen.size)
                 else:
                     count(done, 0)
 
@@ -127,8 +164,38 @@ def vocab(
     common.show({**report.to_dict(), "skipped": dict(read.skipped)}, _coverage(report))
 
 
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _extend(
+    corpus: list[str], model: str, options: VocabFlags, reading: ReadingOptions, common: Common
+) -> None:
+    from bertkit.text.corpus import CorpusReport
+    from bertkit.verbs.grow import check_extend, extend, extension
+
+    check_extend(model, options.out, options.overwrite, options.shaping())
+    read, held_out = CorpusReport(), list[str]()
+    options_of_reader, every = reading.for_reader(), HELD_OUT_EVERY_EXTENDING
+    report = extend(
+        model,
+        _learned_from(corpus, options_of_reader, read, held_out, every),
+        held_out,
+        options.out,
+        add=_or(options.add, ADD),
+        min_frequency=_or(options.min_frequency, MIN_FREQUENCY_EXTENDING),
+        common=common,
+    )
+    _say_what_was_read(common, read)
+    common.show({**report.to_dict(), "skipped": dict(read.skipped)}, extension(report))
+
+
 def _learned_from(
-    corpus: list[str], options: CorpusOptions, report: CorpusReport, held_out: list[str]
+    corpus: list[str],
+    options: CorpusOptions,
+    report: CorpusReport,
+    held_out: list[str],
+    every: int = HELD_OUT_EVERY,
 ) -> Iterator[str]:
     """The paragraphs to learn from; the others go to `held_out`, equal ones to the same side."""
     from bertkit.text.corpus import read_documents
@@ -136,7 +203,7 @@ def _learned_from(
     room = HELD_OUT_CHARACTERS
     for document in read_documents(corpus, options, report):
         for text in document.paragraphs:
-            if room > 0 and crc32(text.encode()) % HELD_OUT_EVERY == 0:
+            if room > 0 and crc32(text.encode()) % every == 0:
                 held_out.append(text)
                 room -= len(text)
             else:

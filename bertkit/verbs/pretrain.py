@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 from cyclopts import Parameter
 
 from bertkit.errors import UsageError
@@ -21,6 +22,8 @@ RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 # Short flags and the settings they stand for.
 SHORT = {
+    "init": "model.init",
+    "old": "log.old",
     "size": "model.size",
     "objective": "data.objective",
     "max_length": "data.max_length",
@@ -30,6 +33,9 @@ SHORT = {
     "learning_rate": "train.learning_rate",
     **{budget: f"train.{budget}" for budget in BUDGETS},
 }
+# Where neither flag nor recipe says otherwise, a model that is trained already goes on with the
+# optimiser of BERT's own papers.
+CONTINUING = {"train.optimizer": "adamw"}
 
 
 @Parameter(name="*")
@@ -42,8 +48,12 @@ class PretrainOptions:
         str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
     ] = None
     init: Annotated[
-        str | None, Parameter(help="Start from this model's weights instead of random ones.")
+        str | None, Parameter(help="Go on from this model instead of random weights.")
     ] = None
+    old: Annotated[
+        tuple[str, ...],
+        Parameter(help="With --init: text of its old domain, whose loss is watched too."),
+    ] = ()
     set: Annotated[
         tuple[str, ...],
         Parameter(help="Any setting, as train.warmup_ratio=0.1; may be given again."),
@@ -99,7 +109,8 @@ def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set {item}: write it as section.name=value")
         given.append((name.strip(), value.strip()))
-    given += [(dotted, getattr(options, flag)) for flag, dotted in SHORT.items()]
+    given += [(dotted, getattr(options, flag)) for flag, dotted in SHORT.items() if flag != "old"]
+    given.append(("log.old", list(options.old) or None))
     given.append(("train.seed", seed))
     settings: dict[str, Any] = {}
     for name, value in given:
@@ -114,6 +125,17 @@ def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
     if budgets:
         settings |= {f"train.{b}": None for b in BUDGETS if f"train.{b}" != budgets[0]}
     return settings
+
+
+def read_recipe(path: Path | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe with `settings` laid over it; CONTINUING where a model is named to go on from."""
+    recipe = load_recipe(path, settings, Recipe)
+    if recipe.model.init is None:
+        return recipe
+    tree = {} if path is None else msgspec.toml.decode(path.read_bytes())
+    said = {f"{section}.{key}" for section, keys in tree.items() for key in keys} | settings.keys()
+    own = {name: value for name, value in CONTINUING.items() if name not in said}
+    return load_recipe(path, own | settings, Recipe)
 
 
 def pretrain(
@@ -131,14 +153,13 @@ def pretrain(
     saved = options.out / "recipe.toml"
     if path is None and options.resume and saved.is_file():
         path = saved  # a run goes on with its own settings; flags may name what is to change
-    recipe = load_recipe(path, overrides(options, common.seed), Recipe)
+    recipe = read_recipe(path, overrides(options, common.seed))
     from bertkit.train.pretrain import pretrain as train
 
     result = train(
         data,
         options.out,
         recipe,
-        init=options.init,
         resume=options.resume,
         overwrite=options.overwrite,
         device=common.device,
@@ -159,5 +180,9 @@ def _summary(result: PretrainResult) -> str:
         )
     figures = {name: value for name, value in result.figures.items() if value is not None}
     lines += [f"{name:<16}  {value:.4f}" for name, value in figures.items()]
+    if result.before_after:
+        from bertkit.train.forgetting import before_after_table
+
+        lines.append(before_after_table(result.before_after))
     where = f"model in {result.model}" if result.model else "continue it with --resume"
     return "\n".join([*lines, where])

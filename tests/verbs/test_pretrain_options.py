@@ -10,7 +10,14 @@ import pytest
 
 from bertkit.errors import UsageError
 from bertkit.settings import Recipe, load_recipe
-from bertkit.verbs.pretrain import BUDGETS, SHORT, PretrainOptions, find_recipe, overrides
+from bertkit.verbs.pretrain import (
+    BUDGETS,
+    SHORT,
+    PretrainOptions,
+    find_recipe,
+    overrides,
+    read_recipe,
+)
 
 
 def recipe_of(path: Path | None = None, seed: int | None = None, **flags: Any) -> Recipe:
@@ -23,6 +30,8 @@ def test_no_flag_is_the_default_recipe() -> None:
 
 def test_every_short_flag_reaches_its_setting() -> None:
     values: dict[str, Any] = {
+        "init": "some/model",
+        "old": ["a.txt", "b.txt"],
         "size": "tiny",
         "objective": "mlm",
         "max_length": 64,
@@ -41,6 +50,22 @@ def test_every_short_flag_reaches_its_setting() -> None:
         section, _, key = SHORT[flag].partition(".")
         assert recipe[section][key] == value
     assert recipe_of(seed=9).train.seed == 9
+
+
+def test_going_on_from_a_model_is_gentle_where_nothing_else_is_said(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+
+    def optimizer(text: str = "", **flags: Any) -> str:
+        mine.write_text(text, encoding="utf-8")
+        return read_recipe(
+            mine, overrides(PretrainOptions(out=mine, **flags), None)
+        ).train.optimizer
+
+    assert optimizer() == "muon"
+    assert optimizer(init="x") == optimizer('[model]\ninit = "x"\n') == "adamw"
+    assert optimizer(init="x", set=("train.optimizer=muon",)) == "muon"
+    assert optimizer('[train]\noptimizer = "muon"\n', init="x") == "muon"
+    assert read_recipe(None, {"model.init": "x"}).train.optimizer == "adamw"
 
 
 def test_set_reaches_any_setting_as_its_own_type() -> None:
