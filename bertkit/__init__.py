@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         AutoModelForTokenClassification,
     )
     from bertkit.model.bert import BertModel
+    from bertkit.model.grow import extend_positions
     from bertkit.model.heads import (
         BertForMaskedLM,
         BertForNextSentencePrediction,
@@ -67,6 +68,7 @@ HOMES = {
     "BertTokenizerFast": "bertkit.text.tokenizer",
     "BertkitError": "bertkit.errors",
     "build_pair": "bertkit.data.examples",
+    "extend_positions": "bertkit.model.grow",
     "load": "bertkit.tasks.load",
     "mask_tokens": "bertkit.data.masking",
     "sentence_pairs": "bertkit.data.examples",
@@ -97,6 +99,7 @@ __all__ = [
     "BertTokenizerFast",
     "BertkitError",
     "build_pair",
+    "extend_positions",
     "load",
     "mask_tokens",
     "sentence_pairs",

@@ -33,6 +33,7 @@ NAMES = [
     "BertTokenizerFast",
     "BertkitError",
     "build_pair",
+    "extend_positions",
     "load",
     "mask_tokens",
     "sentence_pairs",

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bertkit.batch import Batch, Readers
 from bertkit.checkpoint.config import BertConfig
+from bertkit.model import grow
 from bertkit.model.attention import Spans, attend, attention_maps, mix
 from bertkit.model.outputs import Asked, EncoderOutput, Wants
 from bertkit.model.padding import Encoded, Rows
@@ -61,6 +62,8 @@ class BertPreTrainedModel(PretrainedModel):
                     nn.init.trunc_normal_(parameter, std=sd, a=-2 * sd, b=2 * sd)
                     if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                         parameter[module.padding_idx].zero_()
+
+    resize_token_embeddings = grow.resize_token_embeddings
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings, [V, D]."""
