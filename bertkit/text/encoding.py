@@ -36,20 +36,25 @@ class BatchEncoding(UserDict[str, Any]):
 
     Args:
         data: lists (or tensors) by name: input_ids, token_type_ids, attention_mask ...
-        encodings: the Rust encodings, one a row, or a function that makes them when first asked
+        encoding: the Rust encodings, one a row, or a function that makes them when first asked
             for (offsets cost half of the time of encoding, and most callers never look at them).
-        return_tensors: "pt" or "np" turns the lists into tensors.
+        tensor_type: "pt" or "np" turns the lists into tensors.
+        prepend_batch_axis: give tensors a first axis of length 1.
+        n_sequences: 1 for single texts, 2 for pairs; None takes what the encodings say.
     """
 
     def __init__(
         self,
         data: dict[str, Any] | None = None,
-        encodings: list[Encoding] | Callable[[], list[Encoding]] | None = None,
-        return_tensors: Tensors | None = None,
+        encoding: Encoding | list[Encoding] | Callable[[], list[Encoding]] | None = None,
+        tensor_type: Tensors | None = None,
+        prepend_batch_axis: bool = False,
+        n_sequences: int | None = None,
     ) -> None:
         super().__init__(data)
-        self._encodings = encodings
-        self.convert_to_tensors(return_tensors)
+        self._encodings = [encoding] if isinstance(encoding, Encoding) else encoding
+        self._n_sequences = n_sequences
+        self.convert_to_tensors(tensor_type, prepend_batch_axis)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "data":  # not yet there while unpickling
@@ -60,13 +65,22 @@ class BatchEncoding(UserDict[str, Any]):
             raise AttributeError(f"this BatchEncoding has no {name!r}: {list(self)}") from None
 
     def __getitem__(self, item: str | int | slice) -> Any:
-        """A column by name; one row's Rust encoding by number; the encodings of a slice."""
+        """A column by name; one row's Rust encoding by number; the encodings of a slice.
+
+        Without encodings a slice gives the rows of every column.
+        """
         if isinstance(item, str):
             return self.data[item]
+        if self._encodings is None and isinstance(item, slice):
+            return {name: column[item] for name, column in self.data.items()}
         return self._rows()[item]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"data": self.data, "_encodings": self.encodings}
+        return {
+            "data": self.data,
+            "_encodings": self.encodings,
+            "_n_sequences": self._n_sequences,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -86,7 +100,9 @@ class BatchEncoding(UserDict[str, Any]):
     @property
     def n_sequences(self) -> int | None:
         """1 for single texts, 2 for pairs, None where it is not known."""
-        return self.encodings[0].n_sequences if self.encodings else None
+        if self._n_sequences is None and self.encodings:
+            self._n_sequences = self.encodings[0].n_sequences
+        return self._n_sequences
 
     def _rows(self) -> list[Encoding]:
         if self.encodings is None:
@@ -169,11 +185,13 @@ class BatchEncoding(UserDict[str, Any]):
         span = row.word_to_chars(index, sequence_index)
         return None if span is None else CharSpan(*span)
 
-    def convert_to_tensors(self, tensor_type: Tensors | None = None) -> Self:
-        """Turn the lists into int64 tensors ("pt") or arrays ("np"), in place.
+    def convert_to_tensors(
+        self, tensor_type: Tensors | None = None, prepend_batch_axis: bool = False
+    ) -> Self:
+        """Turn lists and arrays into tensors ("pt") or arrays ("np"), in place.
 
         Raises:
-            DataError: the rows differ in length (pad or truncate them).
+            DataError: the rows differ in length (pad or truncate them), or are not numbers.
             UsageError: no such kind of tensor.
         """
         if tensor_type is None:
@@ -181,8 +199,8 @@ class BatchEncoding(UserDict[str, Any]):
         if tensor_type not in ("pt", "np"):
             raise UsageError(f"return_tensors is {tensor_type!r}; say 'pt' or 'np'")
         for name, value in self.data.items():
-            if isinstance(value, list):
-                self.data[name] = as_tensor(name, value, tensor_type)
+            column = [value] if prepend_batch_axis else value
+            self.data[name] = as_tensor(name, column, tensor_type)
         return self
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> Self:
@@ -193,17 +211,28 @@ class BatchEncoding(UserDict[str, Any]):
         return self
 
 
-def as_tensor(name: str, value: list[Any], kind: Tensors) -> Any:
-    """A (nested) list of ints as an int64 array or tensor."""
+def as_tensor(name: str, value: Any, kind: Tensors) -> Any:
+    """A (nested) list of numbers as an array or tensor; int64, or float32 in torch.
+
+    Raises:
+        DataError: the rows differ in length, or hold something else than numbers.
+    """
+    if hasattr(value, "detach"):
+        return value if kind == "pt" else value.detach().cpu().numpy()
     try:
-        array = np.array(value, dtype=np.int64)
-    except ValueError as error:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.size == 0 and array.dtype != object:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "biuf":
         raise DataError(
-            f"the rows of {name} differ in length, so they make no tensor: "
+            f"the rows of {name} differ in length or are not numbers, so they make no tensor: "
             "say padding=True, and truncation=True with a max_length"
-        ) from error
+        )
     if kind == "np":
         return array
     import torch
 
-    return torch.from_numpy(array)
+    wide = array.dtype == np.float64 and not isinstance(value, np.ndarray)
+    return torch.from_numpy(array.astype(np.float32) if wide else array)

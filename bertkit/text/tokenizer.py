@@ -6,13 +6,14 @@ and punctuation, each word cut greedily into WordPieces.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding
 
 from bertkit.errors import UsageError
+from bertkit.text.decoding import Decoding
 from bertkit.text.encoding import BatchEncoding, Tensors
 from bertkit.text.inputs import (
     TRUNCATIONS,
@@ -24,13 +25,19 @@ from bertkit.text.inputs import (
     input_error,
     with_overflow,
 )
-from bertkit.text.tokens import TokenTable, check_case
-from bertkit.text.wordpiece import SPECIAL_NAMES, TokenizerParts, checked_vocab, read_vocab
+from bertkit.text.rows import Frame, as_lists, rows_of
+from bertkit.text.tokenfiles import UNSET_LENGTH, read_vocab
+from bertkit.text.wordcache import WordCache
+from bertkit.text.wordpiece import SPECIAL_NAMES, TokenizerParts, checked_vocab
 
-__all__ = ["BertTokenizer", "BertTokenizerFast", "check_case"]
+__all__ = ["BertTokenizer", "BertTokenizerFast"]
+
+# From so many texts on, the word cache is the faster way.
+QUICK_BATCH = 16
+KEPT_WORDS = 200_000
 
 
-class BertTokenizer(TokenTable):
+class BertTokenizer(Decoding):
     """Text to WordPiece ids and back, with offsets into the user's own text.
 
     Args:
@@ -149,19 +156,68 @@ class BertTokenizer(TokenTable):
             "offset_mapping": return_offsets_mapping,
             "length": return_length,
         }
-        full = return_offsets_mapping or return_overflowing_tokens
+        overflow = return_overflowing_tokens
+        data, rows = self._answer(inputs, shape, wanted, pair=pair, overflow=overflow)
+        if return_tensors is None:
+            data = as_lists(data)
+            if not batched and not overflow:
+                data = {k: v[0] if isinstance(v[0], list) else v for k, v in data.items()}
+        return BatchEncoding(data, rows, return_tensors)
+
+    def _answer(
+        self,
+        inputs: Sequence[Any],
+        shape: Shape,
+        wanted: dict[str, bool],
+        *,
+        pair: bool,
+        overflow: bool,
+    ) -> tuple[dict[str, Any], list[Encoding] | Callable[[], list[Encoding]]]:
+        """The columns of a batch by name, and the encodings or how to get them."""
+        later = [*inputs]
+
+        def full_rows() -> list[Encoding]:
+            return self._encode(later, shape, offsets=True)
+
+        if len(inputs) >= QUICK_BATCH and not overflow:
+            quick = self._quick(inputs, shape, wanted, pair)
+            if quick is not None:
+                return quick, full_rows
+        full = wanted["offset_mapping"] or overflow
         rows = self._encode(inputs, shape, offsets=full)
-        if return_overflowing_tokens:
+        if overflow:
             rows, owners = with_overflow(rows)
         data = columns_of(rows, wanted, padded=shape.padding is not None, pair=pair)
-        if return_overflowing_tokens:
+        if overflow:
             data["overflow_to_sample_mapping"] = owners
-        if not batched and return_tensors is None and not return_overflowing_tokens:
-            data = {k: v[0] if isinstance(v[0], list) else v for k, v in data.items()}
-        if full:
-            return BatchEncoding(data, rows, return_tensors)
-        later = [*inputs]
-        return BatchEncoding(data, lambda: self._encode(later, shape, True), return_tensors)
+        return data, rows if full else full_rows
+
+    def _quick(
+        self, inputs: Sequence[Any], shape: Shape, wanted: dict[str, bool], pair: bool
+    ) -> dict[str, Any] | None:
+        """The columns of a batch by way of the word cache; None where only the engine will do."""
+        simple = self._engine_is_ours and not shape.words
+        if not simple or shape.truncation not in (None, "longest_first"):
+            return None
+        if pair and not all(isinstance(i, (list, tuple)) and len(i) == 2 for i in inputs):
+            return None
+        cut_left = self.truncation_side == "left"
+        frame = Frame(*self._template, self.pad_token_id, self.pad_token_type_id, cut_left)
+        with self._lock:
+            cache = self._word_cache(wanted["offset_mapping"])
+            if not cache.exact:
+                return None
+            sides = list(zip(*inputs, strict=True)) if pair else [inputs]
+            texts = [cache.texts(side) for side in sides]
+        return rows_of(texts[0], texts[1] if pair else None, shape, frame, wanted)
+
+    def _word_cache(self, offsets: bool) -> WordCache:
+        """Made when first needed, and anew when tokens were added."""
+        size, known = len(self.added_tokens_decoder), self._caches.get(offsets)
+        if known is None or known[0] != size:
+            known = size, WordCache(self, KEPT_WORDS, offsets=offsets)
+            self._caches[offsets] = known
+        return known[1]
 
     def _shape(
         self,
@@ -189,6 +245,8 @@ class BertTokenizer(TokenTable):
         if side not in (None, "left", "right"):
             raise UsageError(f"padding_side is {side!r}; say 'left' or 'right'")
         length = self.model_max_length if max_length is None else max_length
+        if max_length is None and length >= UNSET_LENGTH:
+            pad, cut = None if pad == "max_length" else pad, None
         if cut is not None:
             check_window(length, stride, self.num_special_tokens_to_add(pair) * special)
             if pad is not None and multiple and length % multiple:
@@ -245,21 +303,13 @@ class BertTokenizer(TokenTable):
                 pad_to_multiple_of=shape.pad_to_multiple_of,
             )
 
-    def encode_sentences(self, texts: list[str]) -> list[list[int]]:
-        """The ids of many texts without special tokens: the fast way, for making shards.
-
-        Raises:
-            DataError: a text holds a lone surrogate.
-        """
-        plain = Shape(None, None, 0, 0, None, "right", False, False)
-        return [row.ids for row in self._encode(texts, plain, offsets=False)]
-
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
         """The tokens of a text (without [CLS] and [SEP] unless asked)."""
-        options = {"add_special_tokens": add_special_tokens, **options}
-        return self(text, pair, **options).tokens()
+        # With offsets, so that the encoding that knows its tokens is made at once.
+        options = {**options, "return_offsets_mapping": True, "return_tensors": None}
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
         """The input_ids alone; the options are those of a call."""

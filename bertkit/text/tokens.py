@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 from bertkit.errors import CheckpointError, DataError, UsageError
-from bertkit.text.inputs import as_list
-from bertkit.text.wordpiece import (
-    SPECIAL_NAMES,
-    TokenizerParts,
-    build_engine,
-    read_parts,
-    well_formed,
-)
-
-# Transformers' own last touch to decoded English.
-CLEAN_UP = (
-    (" .", "."),
-    (" ?", "?"),
-    (" !", "!"),
-    (" ,", ","),
-    (" ' ", "'"),
-    (" n't", "n't"),
-    (" 'm", "'m"),
-    (" 's", "'s"),
-    (" 've", "'ve"),
-    (" 're", "'re"),
-)
+from bertkit.text.inputs import input_error
+from bertkit.text.tokenfiles import check_case, json_text, read_parts, vocab_text, write_files
+from bertkit.text.wordpiece import SPECIAL_NAMES, TokenizerParts, build_engine, well_formed
 
 
 class TokenTable:
@@ -46,14 +26,19 @@ class TokenTable:
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
     is_fast = True
 
-    def _build(self, parts: TokenizerParts, where: str) -> None:
+    def _build(self, parts: TokenizerParts, where: str, source: str | None = None) -> None:
         self._parts = parts
-        self._engine: Tokenizer = build_engine(parts, where)
+        self._engine: Tokenizer = build_engine(parts, source or where)
+        check_case(parts, source or where)
+        # False once the engine was handed out: whoever has it may change it.
+        self._engine_is_ours = True
+        self._caches: dict[bool, Any] = {}
         # The engine's padding and truncation are its state: one call at a time may set and use it.
         self._lock = threading.RLock()
+        added = [token for _, token in sorted(parts.added, key=lambda pair: pair[0])]
         self._extra_special: list[str] = [
             token.content
-            for _, token in sorted(parts.added, key=lambda pair: pair[0])
+            for token in [*added, *parts.extra]
             if token.special and token.content not in parts.special.values()
         ]
         self.name_or_path = where
@@ -66,7 +51,8 @@ class TokenTable:
         self.clean_up_tokenization_spaces = parts.clean_up_tokenization_spaces
         self.pad_token_type_id = 0
         self._set_special_ids()
-        check_case(self)
+        # What the engine puts around texts; renaming special tokens later does not change it.
+        self._template = (self.cls_token_id, self.sep_token_id)
 
     def _set_special_ids(self) -> None:
         special = self._parts.special
@@ -106,13 +92,19 @@ class TokenTable:
         return self._mask_id
 
     @property
-    def backend(self) -> Tokenizer:
-        """The Rust tokenizer. Its padding and truncation belong to the call in progress."""
+    def engine(self) -> Tokenizer:
+        """The Rust tokenizer, to look at; to change it, take `backend_tokenizer`."""
         return self._engine
 
     @property
+    def backend(self) -> Tokenizer:
+        """The Rust tokenizer. Its padding and truncation belong to the call in progress."""
+        return self.backend_tokenizer
+
+    @property
     def backend_tokenizer(self) -> Tokenizer:
-        """The Rust tokenizer, by the name that transformers gives it."""
+        """The Rust tokenizer, by the name that transformers gives it; every call goes there now."""
+        self._engine_is_ours = False
         return self._engine
 
     @property
@@ -164,8 +156,35 @@ class TokenTable:
 
     def get_added_vocab(self) -> dict[str, int]:
         """The special tokens and all other added ones, with their ids."""
-        added = self._engine.get_added_tokens_decoder()
-        return {token.content: i for i, token in sorted(added.items())}
+        return {token.content: i for i, token in sorted(self.added_tokens_decoder.items())}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The special tokens and all other added ones, by their ids."""
+        added: dict[int, AddedToken] = self._engine.get_added_tokens_decoder()
+        return added
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """The same as `get_added_vocab`."""
+        return self.get_added_vocab()
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """The special tokens beside the five named ones."""
+        return list(self._extra_special)
+
+    additional_special_tokens = extra_special_tokens  # the name of transformers 4
+
+    @property
+    def max_len_single_sentence(self) -> int:
+        """How many tokens of one text fit beside the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add()
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """How many tokens of a pair fit beside the special ones."""
+        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     def continuation_mask(self) -> NDArray[np.bool_]:
         """[V] True where the token continues a word ("##ing"); V is the largest id plus one."""
@@ -223,73 +242,36 @@ class TokenTable:
         """2 for a single text ([CLS] and [SEP]), 3 for a pair."""
         return 3 if pair else 2
 
-    # Ids to text.
+    # Text to ids, without special tokens; all else is BertTokenizer's.
 
-    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, or a list of ids; [UNK]'s id for what is not in the vocabulary."""
-        if isinstance(tokens, str):
-            index = self._engine.token_to_id(tokens) if well_formed(tokens) else None
-            return self.unk_token_id if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or a list of tokens."""
-        ids = as_list(ids)
-        if isinstance(ids, int):
-            return self._engine.id_to_token(self._checked_ids([ids])[0])
-        skip = set(self.all_special_ids) if skip_special_tokens else set()
-        return [self._engine.id_to_token(i) for i in self._checked_ids(ids) if i not in skip]
-
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Tokens joined to text: "##" pieces to their words, words by blanks."""
-        text: str = self._engine.decoder.decode(tokens)
-        return text
-
-    def decode(
-        self,
-        token_ids: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> Any:
-        """Ids back to text: a string, or for a list of lists a list of strings.
+    def encode_sentences(self, texts: list[str]) -> list[list[int]]:
+        """The ids of many texts without special tokens.
 
         Raises:
-            DataError: a number is not an id, such as the -100 of a label.
+            DataError: a text holds a lone surrogate.
         """
-        ids = as_list(token_ids)
-        if isinstance(ids, Mapping):
-            ids = ids["input_ids"]
-        if isinstance(ids, int):
-            ids = [ids]
-        if ids and isinstance(ids[0], (list, tuple)):
-            return [
-                self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids
-            ]
-        text: str = self._engine.decode(
-            self._checked_ids(ids), skip_special_tokens=skip_special_tokens
-        )
-        clean = clean_up_tokenization_spaces
-        if self.clean_up_tokenization_spaces if clean is None else clean:
-            for old, new in CLEAN_UP:
-                text = text.replace(old, new)
-        return text
+        return [row.ids for row in self._plain_rows(texts, self._engine.encode_batch_fast)]
 
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-    ) -> list[str]:
-        """A list of lists of ids to a list of strings."""
-        texts = self.decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
-        return [texts] if isinstance(texts, str) else texts
+    def encode_sentences_offsets(
+        self, texts: list[str]
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The ids of many texts without special tokens, and the characters under each.
 
-    def _checked_ids(self, ids: Iterable[Any]) -> list[int]:
-        numbers = [int(i) for i in ids]
-        for number in numbers:
-            if not 0 <= number < 2**32:
-                raise DataError(f"{number} is not the id of a token (ids start at 0)")
-        return numbers
+        Raises:
+            DataError: a text holds a lone surrogate.
+        """
+        rows = self._plain_rows(texts, self._engine.encode_batch)
+        return [(row.ids, row.offsets) for row in rows]
+
+    def _plain_rows(self, texts: list[str], encode: Any) -> list[Encoding]:
+        with self._lock:
+            self._engine.no_truncation()
+            self._engine.no_padding()
+            try:
+                rows: list[Encoding] = encode(texts, add_special_tokens=False)
+            except (TypeError, UnicodeError) as error:
+                raise input_error(texts, words=False) from error
+        return rows
 
     # Files.
 
@@ -329,7 +311,8 @@ class TokenTable:
                 name_or_path, revision=revision, token=token, offline=local_files_only
             )
         self = cls.__new__(cls)
-        self._build(read_parts(path, overrides), str(name_or_path))
+        parts, source = read_parts(path, overrides)
+        self._build(parts, str(name_or_path), str(source))
         return self
 
     def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
@@ -340,45 +323,37 @@ class TokenTable:
         Returns:
             The paths of the four files.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self._engine.no_truncation()
             self._engine.no_padding()
             engine = self._engine.to_str(pretty=True)
+        more = {"additional_special_tokens": self._extra_special} if self._extra_special else {}
         texts = {
             "tokenizer.json": engine,
-            "tokenizer_config.json": _dump(self._config()),
-            "special_tokens_map.json": _dump(self.special_tokens_map),
-            "vocab.txt": "".join(f"{token}\n" for token in self._vocab_lines()),
+            "tokenizer_config.json": json_text(self._config()),
+            "special_tokens_map.json": json_text({**self.special_tokens_map, **more}),
+            "vocab.txt": vocab_text(self._engine),
         }
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")
-        return tuple(str(folder / name) for name in texts)
+        return write_files(Path(folder), texts)
 
-    def save_vocabulary(self, folder: str | Path) -> tuple[str]:
+    def save_vocabulary(
+        self, save_directory: str | Path, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
         """Write vocab.txt alone."""
-        path = Path(folder) / "vocab.txt"
-        lines = "".join(f"{token}\n" for token in self._vocab_lines())
-        path.write_text(lines, encoding="utf-8", newline="\n")
-        return (str(path),)
-
-    def _vocab_lines(self) -> list[str]:
-        """The tokens in the order of their ids; a number that no token has gets a filler."""
-        tokens = {i: t for t, i in self._engine.get_vocab(with_added_tokens=False).items()}
-        return [tokens.get(i, f"[unused-gap-{i}]") for i in range(max(tokens) + 1)]
+        name = f"{filename_prefix}-vocab.txt" if filename_prefix else "vocab.txt"
+        return write_files(Path(save_directory), {name: vocab_text(self._engine)})
 
     def _config(self) -> dict[str, Any]:
-        added = self._engine.get_added_tokens_decoder()
         flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
         return {
             "added_tokens_decoder": {
                 str(i): {name: getattr(token, name) for name in flags}
-                for i, token in sorted(added.items())
+                for i, token in sorted(self.added_tokens_decoder.items())
             },
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             "do_basic_tokenize": True,
             "do_lower_case": self.do_lower_case,
+            "extra_special_tokens": self._extra_special,
             "model_max_length": self.model_max_length,
             "never_split": None,
             "padding_side": self.padding_side,
@@ -392,35 +367,10 @@ class TokenTable:
     # Copies and other processes: a lock cannot travel, all else can.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        kept = self.__dict__.items()
+        return {name: value for name, value in kept if name not in ("_lock", "_caches")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
-
-
-def check_case(tokenizer: TokenTable) -> None:
-    """Refuse a tokenizer that lower-cases its text while its vocabulary is cased.
-
-    More than one word in a hundred with a capital letter makes a vocabulary cased: the uncased
-    ones of Google have none, and a user's own few added words do no harm.
-
-    Raises:
-        CheckpointError: it lower-cases, and the vocabulary is cased.
-    """
-    if not tokenizer.do_lower_case:
-        return
-    special = set(tokenizer.get_added_vocab())
-    words = [t for t in tokenizer.get_vocab() if t not in special and t[:1] + t[-1:] != "[]"]
-    upper = [word for word in words if word != word.lower()]
-    if 100 * len(upper) > len(words):
-        example = min(upper, key=lambda word: (len(word), word))
-        raise CheckpointError(
-            f"{tokenizer.name_or_path}: it lower-cases its text (do_lower_case), but {len(upper)} "
-            f"of its {len(words)} words have capitals, such as {example!r}; "
-            "set do_lower_case to false"
-        )
-
-
-def _dump(data: object) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        self._caches = {}
