@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from bertkit.batch import Batch, Readers
 from bertkit.checkpoint.config import BertConfig
 from bertkit.model import grow
-from bertkit.model.attention import Spans, attend, attention_maps, mix
+from bertkit.model.attention import attend, attention_maps, mix
+from bertkit.model.buckets import Spans
+from bertkit.model.dropout import Dropout
 from bertkit.model.outputs import Asked, EncoderOutput, Wants
 from bertkit.model.padding import Encoded, Rows
 from bertkit.model.pretrained import PretrainedModel
@@ -120,7 +122,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -154,7 +156,7 @@ class BertSelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(
         self, hidden: Tensor, asking: Tensor, q: Spans, k: Spans, want_maps: bool = False
@@ -178,11 +180,11 @@ class BertResidual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         """[T, in_size] and [T, D] -> [T, D]."""
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)  # type: ignore[no-any-return]
+        return self.LayerNorm(self.dropout.added(self.dense(x), residual))  # type: ignore[no-any-return]
 
 
 class BertAttention(nn.Module):
@@ -277,9 +279,9 @@ class BertPooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, first: Tensor) -> Tensor:
-        """[B, D], the first token of each sequence -> [B, D]."""
-        return torch.tanh(self.dense(first))
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, D], the first token of each sequence, or [B, S, D], whose first is read -> [B, D]."""
+        return torch.tanh(self.dense(hidden if hidden.dim() == 2 else hidden[:, 0]))
 
 
 def readers_of_firsts(lengths: Tensor, device: torch.device) -> Readers:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 # Logits are made, used and thrown away this many bytes at a time. On two cores 16 MiB (134 rows of
 # a 30,522-word vocabulary in fp32) stays near the cache; a GPU wants few, large products.
 CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
+# Rows of logits start at multiples of this many numbers: the product that makes the 30,522 logits
+# of 304 rows takes 65 ms then, and 99 ms where they lie end to end (one Zen 3 core, fp32).
+ROW_MULTIPLE = 16
 
 
 class BertPretrainingLoss(nn.Module):
@@ -101,10 +104,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wants_grad:
             grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         rows = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
+        width = -(-len(weight) // ROW_MULTIPLE) * ROW_MULTIPLE
+        whole = hidden.new_empty(min(rows, len(hidden)), width)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
+            logits = whole[: len(labels[part]), : len(weight)]
+            torch.addmm(bias, hidden[part], weight.t(), out=logits)
             # Five passes over the logits: highest, subtract, exp, sum, divide.
-            logits = F.linear(hidden[part], weight, bias).to(exact)
+            logits = logits.to(exact)
             target = labels[part].unsqueeze(-1)
             highest = logits.amax(-1, keepdim=True)
             chosen = logits.gather(-1, target) - highest
@@ -115,10 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grads is None:
                 continue
             slope.mul_(norm.reciprocal_())  # the softmax
-            flat = target.squeeze(-1) + torch.arange(len(target), device=target.device) * len(
-                weight
-            )
-            slope.view(-1).index_add_(0, flat, slope.new_full((len(target),), -1.0))
+            slope.scatter_(-1, target, slope.gather(-1, target) - 1)
             slope = slope.to(hidden.dtype)
             torch.mm(slope, weight, out=grads[0][part])
             grads[1].addmm_(slope.t(), hidden[part])

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bertkit.model import attention
-from bertkit.model.attention import Spans, attend, attention_maps, mix
+from bertkit.model.attention import attend, attention_maps, mix
+from bertkit.model.attention_dropout import dropped_attention
+from bertkit.model.buckets import Bucket, Spans, buckets_of
 
 HEADS, SIZE = 3, 8
 CPU = torch.device("cpu")
@@ -63,6 +65,11 @@ def by_padded(inputs: Inputs, q_lengths: Sequence[int], k_lengths: Sequence[int]
     return attention._padded(*inputs, spans(q_lengths), spans(k_lengths), 0.0)
 
 
+def by_dropped(inputs: Inputs, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:
+    lengths = (torch.tensor(q_lengths), torch.tensor(k_lengths))
+    return dropped_attention(*inputs, lengths, 0.0)
+
+
 Form = Callable[[Inputs, Sequence[int], Sequence[int]], Tensor]
 
 
@@ -95,7 +102,7 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize("form", [by_maps, by_bucketed, by_padded])
+@pytest.mark.parametrize("form", [by_maps, by_bucketed, by_padded, by_dropped])
 @pytest.mark.parametrize("lengths", WHOLE, ids=str)
 def test_every_form_equals_brute_force(form: Form, lengths: list[int]) -> None:
     assert_equal_to_brute_force(form, lengths, lengths, 1e-5)
@@ -112,7 +119,7 @@ FEWER = [
 ]
 
 
-@pytest.mark.parametrize("form", [by_bucketed, by_padded])
+@pytest.mark.parametrize("form", [by_bucketed, by_padded, by_dropped])
 @pytest.mark.parametrize(("queries", "keys"), FEWER, ids=str)
 def test_fewer_queries_than_keys(form: Form, queries: list[int], keys: list[int]) -> None:
     assert_equal_to_brute_force(form, queries, keys, 1e-5)
@@ -133,7 +140,7 @@ def test_any_lengths(both: tuple[list[int], list[int]]) -> None:
     queries, keys = both
     mine = inputs(queries, keys, torch.float64)
     wanted = brute_force(mine, queries, keys)
-    for form in (by_bucketed, by_padded):
+    for form in (by_bucketed, by_padded, by_dropped):
         torch.testing.assert_close(form(mine, queries, keys), wanted, atol=1e-12, rtol=1e-12)
 
 
@@ -142,7 +149,7 @@ def test_any_lengths(both: tuple[list[int], list[int]]) -> None:
 def test_forms_and_their_gradients_agree_at_any_lengths(lengths: list[int]) -> None:
     slope = torch.randn(sum(lengths), HEADS, SIZE)
     results = []
-    for form in (by_maps, by_bucketed, by_padded):
+    for form in (by_maps, by_bucketed, by_padded, by_dropped):
         mine = inputs(lengths, lengths, torch.float32)
         out = form(mine, lengths, lengths)
         (out * slope).sum().backward()
@@ -248,6 +255,42 @@ def test_dropout_is_repeated_by_its_seed() -> None:
     assert not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.parametrize("queries", [[12, 5, 5, 30], [1, 0, 5, 2]], ids=str)
+def test_dropped_weights_are_those_of_its_masks(queries: list[int]) -> None:
+    keys = [12, 5, 5, 30]
+    both = torch.tensor(queries), torch.tensor(keys)
+    mine = inputs(queries, keys, torch.float64)
+    out, _, masks = torch.ops.bertkit.dropped_attention(*mine, *both, 0.3)
+    slope = torch.randn(out.shape, dtype=torch.float64)
+    (out * slope).sum().backward()
+    theirs = inputs(queries, keys, torch.float64)
+    wanted = torch.zeros_like(out)
+    starts = [[sum(lengths[:i]) for i in range(len(lengths))] for lengths in (queries, keys)]
+    place = 0
+    for bucket in buckets_of(*both):
+        shape = (bucket.rows, HEADS, bucket.query_length, bucket.key_length)
+        mask = masks.detach()[place : place + math.prod(shape)].view(shape)
+        place += math.prod(shape)
+        for row, i in enumerate(members_of(bucket, starts[1])):
+            q = theirs[0][starts[0][i] :][: queries[i]].transpose(0, 1)
+            k, v = (x[starts[1][i] :][: keys[i]].transpose(0, 1) for x in theirs[1:])
+            weights = (q @ k.mT / math.sqrt(SIZE)).softmax(-1)
+            mixed = (weights * mask[row, :, : queries[i], : keys[i]]) @ v
+            wanted = wanted.index_add(
+                0, starts[0][i] + torch.arange(queries[i]), mixed.transpose(0, 1)
+            )
+    (wanted * slope).sum().backward()
+    torch.testing.assert_close(out, wanted)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def members_of(bucket: Bucket, starts: list[int]) -> list[int]:
+    """The sequences of a bucket, in its order."""
+    keys = torch.arange(*bucket.keys) if isinstance(bucket.keys, tuple) else bucket.keys
+    return [starts.index(int(start)) for start in keys[:: bucket.key_length]]
+
+
 def test_half_precision_stays_within_its_rounding() -> None:
     lengths = [20, 3, 18]
     mine = inputs(lengths, lengths, torch.float32)
@@ -268,6 +311,15 @@ def test_the_custom_operator_is_sound_for_the_compiler() -> None:
     )
 
 
+def test_the_dropping_operator_is_sound_for_the_compiler() -> None:
+    lengths = torch.tensor([5, 3])
+    torch.library.opcheck(
+        torch.ops.bertkit.dropped_attention.default,
+        (*inputs([5, 3], [5, 3], torch.float32), lengths, lengths, 0.1),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+
 def test_spans_know_their_bounds() -> None:
     found = Spans.of(torch.tensor([3, 1, 4]), CPU)
     assert found.bounds.tolist() == [0, 3, 4, 8]
@@ -278,5 +330,5 @@ def test_spans_know_their_bounds() -> None:
 def test_buckets_hold_every_sequence_that_asks_once() -> None:
     queries = torch.tensor([2, 0, 5, 1, 7])
     keys = torch.tensor([30, 31, 5, 29, 7])
-    rows = sum(bucket.rows for bucket in attention.buckets_of(queries, keys))
+    rows = sum(bucket.rows for bucket in buckets_of(queries, keys))
     assert rows == 4
