@@ -120,9 +120,9 @@ def test_resizing_is_that_of_transformers(tied: bool, size: int, tmp_path: Path)
         assert found[name].shape == wanted.shape, name
         if tied and name.endswith(("predictions.bias", "decoder.bias")):
             # Transformers gives new words of a tied model a bias of 0; here it is the mean as well.
-            found_bias, wanted = found[name].detach(), wanted[:50]
+            found_bias = found[name].detach()
             assert ((found_bias[50:] - found_bias[:50].mean()).abs() < 1e-7).all()
-            assert torch.equal(found_bias[:50], wanted)
+            assert torch.equal(found_bias[:50], wanted[:50])
             continue
         # New rows: the mean of all; transformers draws them with a tiny deviation.
         torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-4, msg=name)
@@ -201,7 +201,7 @@ def test_a_folder_grows_as_a_model_does(tied: bool, tmp_path: Path) -> None:
 
 def test_heads_of_any_kind_come_along(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = transformers.BertConfig(**SHAPE, num_labels=5)
+    config = transformers.BertConfig(**SHAPE)
     config.id2label = {n: f"kind {n}" for n in range(5)}
     theirs = transformers.BertForTokenClassification(config).eval()
     theirs.save_pretrained(tmp_path / "old")

@@ -15,7 +15,6 @@ from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, load_recipe
 from bertkit.text.extend import extend_tokenizer
 from bertkit.train import card
-from bertkit.train import pretrain as pretrain_module
 from bertkit.train.forgetting import before_after_table, old_batches
 from bertkit.train.log import read_log
 from bertkit.train.pretrain import pretrain
@@ -279,4 +278,3 @@ def test_old_text_stays_within_bounds_and_does_not_depend_on_the_weights_of_data
     )
     assert [b.input_ids.tolist() for b in plain] == [b.input_ids.tolist() for b in weighed]
     assert 0 < sum(b.real_tokens for b in plain) <= 1024
-    assert pretrain_module.old_batches is old_batches

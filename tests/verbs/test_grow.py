@@ -14,7 +14,7 @@ import transformers
 from bertkit import BertConfig, BertForMaskedLM, BertTokenizer
 from bertkit.cli import main
 
-WORDS = ["the", "a", "of", "acts", "on", "cell", "##s", "in", "is", "."]
+WORDS = ["the", "of", "acts", "on", "cell", "##s", "in", "is", "."]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 Ask = Callable[..., tuple[int, dict[str, Any], str]]
