@@ -90,6 +90,7 @@ def test_heads_answer_when_called_by_themselves() -> None:
     words, pairs = ours.cls(state, pooled)
     close(words, out.prediction_logits)
     close(pairs, out.seq_relationship_logits)
+    close(ours.bert.pooler(state), pooled)
     _, masked = both("BertForMaskedLM")
     close(masked.cls(masked.bert(**inputs)[0]), masked(**inputs).logits)
 

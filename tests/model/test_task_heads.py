@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from tests.model.peers import (
     SETTINGS,
     both,
     close,
+    folder_of,
     gradients,
     packed,
     rows,
@@ -226,6 +230,41 @@ def test_the_classifiers_dropout_is_its_own() -> None:
     assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
     model.eval()
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("kind", [*POOLED[1:], *BY_TOKEN[1:]])
+def test_a_head_on_a_bare_encoder_is_new_and_said_to_be(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        ours = getattr(bertkit, kind).from_pretrained(folder_of("BertModel"))
+    head = "qa_outputs" if kind == "BertForQuestionAnswering" else "classifier"
+    assert set(ours.load_report.missing) == {f"{head}.weight", f"{head}.bias"}
+    assert head in caplog.text
+    layer = getattr(ours, head)
+    assert not layer.bias.any()
+    assert 0 < float(layer.weight.detach().abs().max()) <= 0.04
+    assert torch.isfinite(ours(**rows("right", kind=kind))[0]).all()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_examples_of_the_manual_run(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / language / "models.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "cat", ".", "好", "天"]
+    bertkit.BertTokenizer(words).save_pretrained(tmp_path / "run/model")
+    bertkit.BertModel(bertkit.BertConfig(**SETTINGS)).save_pretrained(tmp_path / "run/model")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block, names)
+        if "output" in names:
+            assert names["output"].logits.shape == (2, 3)
+        else:
+            assert torch.isfinite(names["loss"])
+    assert len(blocks) == 2
 
 
 def test_models_that_pool_take_no_positions() -> None:
