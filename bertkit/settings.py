@@ -76,6 +76,9 @@ class TrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     learning_rate: Annotated[float, Meta(gt=0)] | None = None
     # Peak of Muon, whose updates have a fixed size; learning_rate stays AdamW's.
     muon_learning_rate: Annotated[float, Meta(gt=0)] = 0.02
+    # A new model's output bias starts at the log frequencies of the training text's words, which
+    # BERT itself has to learn first: 6.69 instead of 6.87 after 300,000 tokens of mini.
+    unigram_bias: bool = True
     weight_decay: Annotated[float, Meta(ge=0)] = 0.01
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.98

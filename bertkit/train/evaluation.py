@@ -1,54 +1,15 @@
-"""Held-out figures beside what a model that knows only word frequencies would reach."""
+"""Samples of filled masks, for people to look at while a model learns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from bertkit.batch import Batch, PretrainBatch
-from bertkit.data.order import permutation
-from bertkit.data.shards import TokenStore
 from bertkit.runtime import Runtime
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.step import Model
-
-# Tokens that the frequencies are counted over: enough for three digits of the loss.
-_COUNTED = 20_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """The unigram model on the held-out masked positions: loss in nats, accuracy."""
-
-    loss: float
-    accuracy: float
-
-
-def unigram_baseline(
-    stores: Sequence[TokenStore], tokenizer: BertTokenizer, dev: Sequence[PretrainBatch]
-) -> Baseline:
-    """Loss and accuracy of guessing every masked word by its frequency in the training text.
-
-    A model whose loss stays at this one has not begun to read its context.
-    """
-    counts = np.ones(len(tokenizer), dtype=np.float64)  # every word once more than seen
-    for store in stores:
-        seen = 0
-        for document in permutation(store.documents, 0):
-            tokens = store.document_tokens(int(document))
-            counts += np.bincount(tokens, minlength=len(counts))
-            seen += len(tokens)
-            if seen >= _COUNTED:
-                break
-    counts[tokenizer.all_special_ids] = 1
-    labels = np.concatenate([b.mlm_labels.numpy() for b in dev] or [np.zeros(0, np.int64)])
-    if not len(labels):
-        return Baseline(float("nan"), float("nan"))
-    loss = -np.log(counts[labels] / counts.sum()).mean()
-    return Baseline(float(loss), float((labels == counts.argmax()).mean()))
 
 
 @torch.no_grad()

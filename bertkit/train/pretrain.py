@@ -31,7 +31,7 @@ from bertkit.settings import Recipe, dump_recipe
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.budget import Budget
 from bertkit.train.card import write_result
-from bertkit.train.evaluation import Baseline, sample_fills, unigram_baseline
+from bertkit.train.evaluation import sample_fills
 from bertkit.train.forgetting import Watch, old_batches
 from bertkit.train.log import Progress, RunLog, clock
 from bertkit.train.optim import Optimizers, learning_rate_at
@@ -49,6 +49,13 @@ from bertkit.train.setup import (
 )
 from bertkit.train.state import RunState, restore_state, save_state
 from bertkit.train.step import Model, StepResult, evaluate, flops_per_token, forward_backward, wrap
+from bertkit.train.unigram import (
+    Baseline,
+    has_new_bias,
+    start_at_unigram,
+    unigram_baseline,
+    word_shares,
+)
 
 # A run that had to skip this many steps in a row is not learning any more.
 MOST_SKIPS = 25
@@ -148,9 +155,12 @@ def _prepare_run(
     (data, out), train = places, recipe.train
     begun = time.monotonic()
     torch.manual_seed(train.seed)
+    shares = word_shares(source.train, source.tokenizer)
     found = newest_step(out / "checkpoints", progress.say) if resume else None
     if found is None:
         model = build_model(recipe, source.tokenizer, recipe.model.init, progress.say)
+        if train.unigram_bias and has_new_bias(model):
+            start_at_unigram(model, shares)
     else:
         model = rebuild_model(recipe, found)
     model = model.to(machine.device).train()
@@ -181,7 +191,7 @@ def _prepare_run(
         state=state,
         budget=Budget(train, epoch_tokens, state, machine, begun),
         dev=dev,
-        baseline=unigram_baseline(source.train, source.tokenizer, dev),
+        baseline=unigram_baseline(shares, dev),
         peak_flops=runtime.matrix_peak(machine.device, machine.dtype),
         log=RunLog(out / "log.jsonl", state.step, _board(out, recipe), silent=machine.rank > 0),
         progress=progress,

@@ -1,17 +1,15 @@
-"""Held-out figures: the unigram baseline by counting, samples for people."""
+"""Samples of filled masks for people."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from bertkit.batch import PretrainBatch
 from bertkit.runtime import Runtime
-from bertkit.train.evaluation import sample_fills, unigram_baseline
+from bertkit.train.evaluation import sample_fills
 from bertkit.train.setup import Source, build_loader, build_model, open_data
 from bertkit.train.step import Model
 from tests.train.conftest import small_recipe
@@ -30,27 +28,7 @@ def dev(source: Source) -> list[PretrainBatch]:
     return loader.dev_batches(1024)
 
 
-def test_the_baseline_is_that_of_counting_words(source: Source, dev: list[PretrainBatch]) -> None:
-    found = unigram_baseline(source.train, source.tokenizer, dev)
-    counts = Counter(dict.fromkeys(range(65), 1))
-    for store in source.train:
-        for document in range(len(store)):
-            counts.update(store.document_tokens(document).tolist())
-    for special in source.tokenizer.all_special_ids:
-        counts[special] = 1
-    total = sum(counts.values())
-    labels = [label for batch in dev for label in batch.mlm_labels.tolist()]
-    assert len(labels) > 50
-    loss = np.mean([-np.log(counts[label] / total) for label in labels])
-    assert found.loss == pytest.approx(float(loss), rel=1e-9)
-    best = max(counts, key=lambda word: counts[word])
-    assert found.accuracy == pytest.approx(labels.count(best) / len(labels))
-
-
-def test_without_held_out_masks_there_is_no_baseline(source: Source) -> None:
-    found = unigram_baseline(source.train, source.tokenizer, [])
-    assert np.isnan(found.loss)
-    assert np.isnan(found.accuracy)
+def test_without_held_out_masks_there_are_no_samples(source: Source) -> None:
     model = build_model(small_recipe(), source.tokenizer, None, print)
     assert sample_fills(model, source.tokenizer, [], MACHINE) == []
 
