@@ -185,11 +185,37 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     Singular values end between 0.7 and 1.2: a quintic Newton-Schulz iteration whose coefficients
     trade accuracy for speed (Jordan 2024).
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    far = x.shape[-1] > 2 * x.shape[-2]
+    x = (_by_gram if far else _by_products)(x, steps)
+    return x.mT if tall else x
+
+
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def _by_products(x: Tensor, steps: int) -> Tensor:
+    """The iteration as it is written: two of three products as large as the matrix."""
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same, for a matrix much wider than tall, on the small X X^T alone.
+
+    Every iterate is P X with P a polynomial of X X^T, so only P and the product of the iterate with
+    itself are followed. For 256 x 1024 that is 0.84 instead of 1.51 GFLOP.
+    """
+    gram = x @ x.mT
+    whole = None
+    for step in range(steps):
+        factor = _B * gram + _C * gram @ gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(_A)
+        whole = factor if whole is None else factor @ whole
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    return x if whole is None else whole @ x

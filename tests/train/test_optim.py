@@ -16,6 +16,7 @@ from bertkit.settings import TrainSettings
 from bertkit.train.optim import (
     Muon,
     Optimizers,
+    _by_products,
     decay_groups,
     default_batch_tokens,
     default_learning_rate,
@@ -172,6 +173,17 @@ def test_orthogonalize_is_the_svd_with_singular_values_near_one(shape: tuple[int
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-6, rtol=0)
     assert float(inside.diagonal().min()) > 0.6
     assert float(inside.diagonal().max()) < 1.3
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 64), (64, 256), (1024, 256)], ids=str)
+def test_the_short_way_for_wide_matrices_is_the_plain_one(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    found = orthogonalize(matrix)
+    tall = shape[-2] > shape[-1]
+    x = matrix.double().mT if tall else matrix.double()
+    plain = _by_products(x / x.norm(dim=(-2, -1), keepdim=True), 5)
+    plain = plain.mT if tall else plain
+    torch.testing.assert_close(found.double(), plain, atol=2e-5, rtol=1e-4)
 
 
 def test_muon_takes_the_encoders_matrices_and_adamw_the_rest() -> None:
