@@ -73,4 +73,6 @@ def start_at_unigram(model: Model, shares: NDArray[np.float64]) -> None:
     300,000 tokens of mini the loss was 6.689 with this start and 6.875 from zero (docs/en/log.md).
     """
     bias = model.cls.predictions.bias
-    bias.copy_(torch.from_numpy(np.log(shares)))
+    logs = torch.from_numpy(np.log(shares))
+    bias.fill_(float(logs.min()))  # rows beyond the words only pad the table
+    bias[: len(logs)] = logs.to(bias)

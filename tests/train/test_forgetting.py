@@ -216,6 +216,12 @@ def test_rows_that_pad_the_embeddings_do_no_harm(start: Path, new: Path, tmp_pat
     BertTokenizer.from_pretrained(start).save_pretrained(tmp_path)
     made = build_model(small_recipe(), open_data([new]).tokenizer, str(tmp_path), print)
     assert made.config.vocab_size == 128
+    made.bert.save_pretrained(tmp_path)  # and the same without the masked-word head
+    result = run(new, tmp_path / "run", small_recipe(train__steps=1), tmp_path)
+    assert "cls.predictions.bias" in result.new_parts
+    head = BertForPreTraining.from_pretrained(tmp_path / "run").cls.predictions
+    assert len(head.bias) == 128
+    assert float(head.bias[65:].detach().max()) <= float(head.bias.detach().min())
 
 
 def test_heads_that_are_missing_begin_anew_and_are_named(
