@@ -38,7 +38,8 @@ except ImportError:  # Windows has no such locks
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 # Settings that may change between the sittings of one run.
 FREE = {"checkpoint", "log"}
-# Of the learning rate of a new model, the share that suits one that is trained already.
+# Of the learning rate of a new model, the share for one that is trained already: it forgot nothing
+# in the one run measured, where the whole rate learned three times as much (docs/en/grow.md).
 CONTINUING_SHARE = 0.2
 
 
