@@ -21,6 +21,7 @@ from bertkit.model import grow
 from bertkit.model.attention import attend, attention_maps, mix
 from bertkit.model.buckets import Spans
 from bertkit.model.dropout import Dropout
+from bertkit.model.initial import initialise
 from bertkit.model.outputs import Asked, EncoderOutput, Wants
 from bertkit.model.padding import Encoded, Rows
 from bertkit.model.pretrained import PretrainedModel
@@ -41,29 +42,9 @@ class BertPreTrainedModel(PretrainedModel):
         super().__init__()
         self.config = config
 
-    @torch.no_grad()
     def init_weights(self, names: Iterable[str] | None = None) -> None:
-        """Initialise parameters as the paper does; `names` limits it to those (None: all).
-
-        Matrices: normal with sd `initializer_range`, cut off at two deviations (the original's
-        truncated_normal). LayerNorm: 1 and 0. Biases: 0. The [PAD] embedding: 0.
-        """
-        chosen = None if names is None else set(names)
-        done: set[int] = set()  # the tied decoder is the word embeddings once more
-        for prefix, module in self.named_modules():
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                if id(parameter) in done or (chosen is not None and name not in chosen):
-                    continue
-                done.add(id(parameter))
-                if name.endswith("bias"):
-                    parameter.zero_()
-                elif isinstance(module, nn.LayerNorm):
-                    parameter.fill_(1.0)
-                else:
-                    sd = self.config.initializer_range
-                    nn.init.trunc_normal_(parameter, std=sd, a=-2 * sd, b=2 * sd)
-                    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                        parameter[module.padding_idx].zero_()
+        """Initialise parameters as the paper does; `names` limits it to those (None: all)."""
+        initialise(self, self.config.initializer_range, names)
 
     resize_token_embeddings = grow.resize_token_embeddings
 

@@ -106,6 +106,10 @@ class BertWithHeads(BertPreTrainedModel):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.pools)
 
+    def init_heads(self) -> None:
+        """Initialise what is beside the encoder, which has done so itself."""
+        self.init_weights(n for n, _ in self.named_parameters() if not n.startswith("bert."))
+
     def pooled(self, encoded: Encoded) -> Tensor:
         """[R, D]: what the pooler makes of the rows that are not wholly padded."""
         assert self.bert.pooler is not None
@@ -293,7 +297,7 @@ class BertForPreTraining(PretrainHeads):
         super().__init__(config)
         self.cls = BertPreTrainingHeads(config)
         self.tie_weights()
-        self.init_weights()
+        self.init_heads()
 
     def forward(
         self,
@@ -337,7 +341,7 @@ class BertForMaskedLM(PretrainHeads, OneLoss):
         super().__init__(config)
         self.cls = BertOnlyMLMHead(config)
         self.tie_weights()
-        self.init_weights()
+        self.init_heads()
 
     def head(self, hidden: Tensor) -> Tensor:
         """[R, D] -> [R, V]."""
@@ -350,7 +354,7 @@ class BertForNextSentencePrediction(PretrainHeads, OneLoss):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertOnlyNSPHead(config)
-        self.init_weights()
+        self.init_heads()
 
     def head(self, hidden: Tensor) -> Tensor:
         """[R, D], pooled -> [R, 2]."""
