@@ -184,8 +184,8 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
     """Make the run folder, or check that the one there may be continued.
 
     Raises:
-        UsageError: a run is there and neither resume nor overwrite was asked for, or its settings
-            differ from the recipe.
+        UsageError: a run is there and neither resume nor overwrite was asked for, its settings
+            differ from the recipe, or what overwrite would remove is still training.
         CheckpointError: it has checkpoints, none of which verifies.
     """
     if machine.rank == 0:
@@ -198,7 +198,8 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
             init = recipe.model.init
             if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
                 raise UsageError(f"{out} holds {init}, which is to go on; name another folder")
-            shutil.rmtree(out)
+            with only_one(out, machine):  # never from under a run that is still training
+                shutil.rmtree(out)
         if resume and saved.is_file():
             _check_settings(load_recipe(saved, {}, Recipe), recipe, saved)
             steps = out / "checkpoints"

@@ -17,6 +17,7 @@ from bertkit.settings import Recipe, dump_recipe, load_recipe
 from bertkit.train.setup import (
     build_loader,
     build_model,
+    only_one,
     open_data,
     open_run,
     resolve,
@@ -211,3 +212,18 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not wants_compile(small_recipe(train__compile="off"), MACHINE)
     with pytest.raises(UsageError, match="compiler"):
         wants_compile(small_recipe(train__compile="on"), MACHINE)
+
+
+def test_a_run_that_still_trains_is_neither_joined_nor_replaced(tmp_path: Path) -> None:
+    recipe = small_recipe(train__steps=3)
+    open_run(tmp_path / "run", recipe, False, False, MACHINE)
+    with only_one(tmp_path / "run", MACHINE):
+        with pytest.raises(UsageError, match="another process is training here"):
+            open_run(tmp_path / "run", recipe, False, True, MACHINE)
+        with (
+            pytest.raises(UsageError, match="another process is training here"),
+            only_one(tmp_path / "run", MACHINE),
+        ):
+            pass
+    assert (tmp_path / "run" / "recipe.toml").is_file()
+    open_run(tmp_path / "run", recipe, False, True, MACHINE)
