@@ -7,11 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bertkit import runtime
+from bertkit.batch import PretrainBatch
 from bertkit.data.shards import ShardWriter
+from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, load_recipe
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.setup import Source, build_loader, open_data
+
+MACHINE = Runtime(torch.device("cpu"), torch.float32, 0, 1, 1)
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOPICS, WORDS = 6, 10
@@ -74,3 +80,14 @@ def no_peak() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runtime, "matrix_peak", lambda device, dtype: 1e11)
         yield
+
+
+@pytest.fixture
+def source(data: Path) -> Source:
+    return open_data([data])
+
+
+@pytest.fixture
+def dev(source: Source) -> list[PretrainBatch]:
+    loader = build_loader(source.dev, small_recipe(), source.tokenizer, MACHINE, phase=0)
+    return loader.dev_batches(1024)

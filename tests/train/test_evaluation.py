@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
 import torch
 
 from bertkit.batch import PretrainBatch
-from bertkit.runtime import Runtime
 from bertkit.train.evaluation import sample_fills
-from bertkit.train.setup import Source, build_loader, build_model, open_data
+from bertkit.train.setup import Source, build_model
 from bertkit.train.step import Model
-from tests.train.conftest import small_recipe
-
-MACHINE = Runtime(torch.device("cpu"), torch.float32, 0, 1, 1)
-
-
-@pytest.fixture
-def source(data: Path) -> Source:
-    return open_data([data])
-
-
-@pytest.fixture
-def dev(source: Source) -> list[PretrainBatch]:
-    loader = build_loader(source.dev, small_recipe(), source.tokenizer, MACHINE, phase=0)
-    return loader.dev_batches(1024)
+from tests.train.conftest import MACHINE, small_recipe
 
 
 def test_without_held_out_masks_there_are_no_samples(source: Source) -> None:

@@ -7,27 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bertkit.batch import PretrainBatch
-from bertkit.runtime import Runtime
-from bertkit.train.setup import Source, build_loader, build_model, open_data
+from bertkit.train.setup import Source, build_model
 from bertkit.train.step import evaluate, wrap
 from bertkit.train.unigram import has_new_bias, start_at_unigram, unigram_baseline, word_shares
-from tests.train.conftest import small_recipe
-
-MACHINE = Runtime(torch.device("cpu"), torch.float32, 0, 1, 1)
-
-
-@pytest.fixture
-def source(data: Path) -> Source:
-    return open_data([data])
-
-
-@pytest.fixture
-def dev(source: Source) -> list[PretrainBatch]:
-    loader = build_loader(source.dev, small_recipe(), source.tokenizer, MACHINE, phase=0)
-    return loader.dev_batches(1024)
+from tests.train.conftest import MACHINE, small_recipe
 
 
 def test_the_baseline_is_that_of_counting_words(source: Source, dev: list[PretrainBatch]) -> None:
