@@ -211,6 +211,14 @@ class BatchEncoding(UserDict[str, Any]):
         return self
 
 
+def kind_of(value: Any) -> Tensors | None:
+    """Whether a value, or the first of a list, is a tensor or an array; None for plain lists."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    if isinstance(first, np.ndarray):
+        return "np"
+    return "pt" if hasattr(first, "detach") else None
+
+
 def as_tensor(name: str, value: Any, kind: Tensors) -> Any:
     """A (nested) list of numbers as an array or tensor; int64, or float32 in torch.
 

@@ -14,7 +14,7 @@ from tokenizers import Encoding
 
 from bertkit.errors import UsageError
 from bertkit.text.decoding import Decoding
-from bertkit.text.encoding import BatchEncoding, Tensors
+from bertkit.text.encoding import BatchEncoding, Tensors, kind_of
 from bertkit.text.inputs import (
     TRUNCATIONS,
     Shape,
@@ -366,14 +366,16 @@ class BertTokenizer(Decoding):
     ) -> BatchEncoding:
         """Pad what is encoded already: a dict of lists (one row or many) or a list of dicts.
 
-        Only input_ids, token_type_ids, attention_mask and special_tokens_mask are padded.
+        Only input_ids, token_type_ids, attention_mask and special_tokens_mask are padded. Tensors
+        come back as tensors, arrays as arrays.
         """
         if isinstance(encoded_inputs, (list, tuple)):
             first = encoded_inputs[0] if encoded_inputs else {}
             encoded_inputs = {name: [row[name] for row in encoded_inputs] for name in first}
+        if "input_ids" not in encoded_inputs:
+            raise UsageError(f"pad needs input_ids; it got {list(encoded_inputs)}")
+        return_tensors = return_tensors or kind_of(encoded_inputs["input_ids"])
         columns = {k: as_list(v) for k, v in encoded_inputs.items()}
-        if "input_ids" not in columns:
-            raise UsageError(f"pad needs input_ids; it got {list(columns)}")
         single = bool(columns["input_ids"]) and not isinstance(columns["input_ids"][0], list)
         if single:
             columns = {name: [value] for name, value in columns.items()}

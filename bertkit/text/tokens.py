@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class TokenTable:
     `BertTokenizer` adds the way from text to ids.
     """
 
-    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
+    model_input_names: ClassVar = ["input_ids", "token_type_ids", "attention_mask"]
     is_fast = True
 
     def _build(self, parts: TokenizerParts, where: str, source: str | None = None) -> None:
@@ -210,10 +210,16 @@ class TokenTable:
             if not well_formed(str(token.content if isinstance(token, AddedToken) else token)):
                 raise DataError(f"{token!r} is not Unicode text")
         with self._lock:
-            if not special_tokens:
-                count: int = self._engine.add_tokens(tokens)
-                return count
-            count = self._engine.add_special_tokens(tokens)
+            add = self._engine.add_special_tokens if special_tokens else self._engine.add_tokens
+            count: int = add(tokens)
+        ids = list(self.get_vocab().values())
+        if len(set(ids)) != len(ids):  # the engine counts tokens, and does not look for a free id
+            raise UsageError(
+                f"{self.name_or_path}: no token can be added: ids are missing in its vocabulary "
+                "(a vocab.txt that names a token twice?), and a new token would take a used one"
+            )
+        if not special_tokens:
+            return count
         names = [t.content if isinstance(t, AddedToken) else t for t in tokens]
         known = set(self.all_special_tokens)
         self._extra_special += [name for name in names if name not in known]

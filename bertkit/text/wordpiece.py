@@ -66,6 +66,8 @@ def build_engine(parts: TokenizerParts, where: str) -> Tokenizer:
     cls_token, sep_token = special["cls_token"], special["sep_token"]
     ids = [(t, engine.token_to_id(t)) for t in dict.fromkeys((cls_token, sep_token))]
     try:
+        if cls_token.startswith("$") or sep_token.startswith("$"):
+            raise ValueError
         engine.post_processor = processors.TemplateProcessing(
             single=[f"{cls_token}:0", "$A:0", f"{sep_token}:0"],
             pair=[f"{cls_token}:0", "$A:0", f"{sep_token}:0", "$B:1", f"{sep_token}:1"],

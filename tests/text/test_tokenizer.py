@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import gzip
 import json
 import pickle
 import threading
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -152,55 +150,6 @@ def test_any_text_equals_transformers(text: str, pair: str, lower: bool) -> None
     )
     for start, end in mine["offset_mapping"]:
         assert 0 <= start <= end <= max(len(text), len(pair))
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open()
-    with opened as lines:
-        yield from (line.rstrip("\n") for line in lines)
-
-
-def files_of_text() -> list[str]:
-    kinds = {".txt", ".tsv", ".csv", ".json", ".jsonl", ".gz"}
-    paths = [p for p in sorted(DATA.glob("*/*")) if p.suffix in kinds and p.parent.name != "vocab"]
-    return [str(p.relative_to(DATA)) for p in paths] or ["absent"]
-
-
-def compare_file(name: str, vocabs: dict[str, bool], limit: int | None) -> None:
-    if not (DATA / name).exists():
-        pytest.skip(f"needs {DATA}")
-    batch: list[str] = []
-    call = {"return_offsets_mapping": True, "truncation": True, "padding": True}
-    for number, line in enumerate(lines_of(DATA / name)):
-        if limit is not None and number >= limit:
-            break
-        batch.append(line[:20_000])
-        if len(batch) == 2000:
-            _compare(batch, vocabs, call)
-            batch = []
-    if batch:
-        _compare(batch, vocabs, call)
-
-
-def _compare(batch: list[str], vocabs: dict[str, bool], call: dict[str, Any]) -> None:
-    for vocab, lower in vocabs.items():
-        ours, theirs = both(vocab, lower)
-        mine, other = ours(batch, **call), theirs(batch, **call)
-        assert mine.data == other.data
-        assert ours(batch, truncation=True)["input_ids"] == theirs(batch, truncation=True).input_ids
-        assert ours.batch_decode(mine["input_ids"]) == theirs.batch_decode(mine["input_ids"])
-
-
-@pytest.mark.parametrize("name", files_of_text())
-def test_a_sample_of_each_data_set_equals_transformers(name: str) -> None:
-    vocab = "bert-base-uncased" if len(name) % 2 else "bert-base-chinese"
-    compare_file(name, {vocab: True}, limit=40)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", files_of_text())
-def test_all_of_each_data_set_equals_transformers(name: str) -> None:
-    compare_file(name, VOCABS, limit=None)
 
 
 def test_real_vocabularies_equal_transformers() -> None:

@@ -13,7 +13,7 @@ from bertkit.text.wordcache import WordCache
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = [*"abcdeABCDE019.,'[]!“”–中文國é", *(f"##{c}" for c in "abcdeABCDE019中é")]
-WORDS = [*SPECIAL, *LETTERS, "abc", "##cd", "bad", "cab", "##eee", "“", "MASK", "mask"]
+WORDS = [*SPECIAL, *LETTERS, "abc", "##cd", "bad", "cab", "##eee", "MASK", "mask"]
 
 
 def tokenizer(lower: bool = True, chinese: bool = True) -> BertTokenizer:
