@@ -9,7 +9,14 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from bertkit.checkpoint.files import CONFIG_NAME, read_json, write_atomically
+from bertkit.checkpoint.families import why_not_bert
+from bertkit.checkpoint.files import (
+    CONFIG_NAME,
+    check_inside,
+    config_file,
+    read_json,
+    write_atomically,
+)
 from bertkit.checkpoint.hub import resolve_model
 from bertkit.errors import ConfigError
 from bertkit.settings import SIZES
@@ -27,7 +34,8 @@ _LIMITS = {
     "max_position_embeddings": 1_048_576,
     "type_vocab_size": 65_536,
 }
-_MAX_LABELS = 1_000_000
+_MAX_LABELS = 100_000
+_MAX_BYTES = 10_000_000  # 100,000 labels with long names, twice; a plain one has 700
 _UNSUPPORTED = {
     "is_decoder": "is a decoder; bertkit has encoders only",
     "add_cross_attention": "has cross-attention; bertkit has encoders only",
@@ -79,7 +87,7 @@ class BertConfig:
     def __init__(self, **settings: Any) -> None:
         model_type = settings.pop("model_type", self.model_type)
         if model_type != self.model_type:
-            raise ConfigError(f"model_type is {model_type!r}; bertkit opens 'bert' only")
+            raise ConfigError(why_not_bert(model_type))
         for old in ("torch_dtype", "dtype"):
             if (dtype := settings.pop(old, None)) is not None:
                 self.dtype = str(dtype).removeprefix("torch.")
@@ -192,8 +200,10 @@ class BertConfig:
 
         Raises:
             ConfigError: one line that names the file.
+            CheckpointError: it is a link that leads out of its folder.
         """
-        settings = read_json(Path(path))
+        check_inside(Path(path))
+        settings = read_json(Path(path), _MAX_BYTES)
         try:
             return cls.from_dict(settings, **overrides)
         except ConfigError as error:
@@ -220,7 +230,7 @@ class BertConfig:
             folder = resolve_model(
                 name_or_path, revision=revision, token=token, offline=local_files_only
             )
-            path = folder / CONFIG_NAME
+            path = config_file(folder)
         return cls.from_json_file(path, **overrides)
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,10 +8,46 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bertkit.errors import ConfigError
+from bertkit.errors import CheckpointError, ConfigError
 
 CONFIG_NAME = "config.json"
+# What Google's own folders call it; so do some of the first that people converted from them.
+GOOGLE_CONFIG_NAME = "bert_config.json"
 _MAX_JSON_BYTES = 20_000_000
+
+
+def config_file(folder: Path) -> Path:
+    """The configuration of a model folder: config.json, else bert_config.json if that is there."""
+    old = folder / GOOGLE_CONFIG_NAME
+    return old if old.is_file() and not (folder / CONFIG_NAME).exists() else folder / CONFIG_NAME
+
+
+def check_inside(path: Path) -> None:
+    """Refuse a link that leads out of its own folder, and what is no plain file.
+
+    A folder from elsewhere could otherwise have us read any file of this machine, or wait at a
+    pipe for ever. The hub's cache is the one place whose links lead to another folder by design:
+    from `snapshots/` to the `blobs/` beside it.
+
+    Raises:
+        CheckpointError: one line that names the file.
+    """
+    try:
+        if path.is_symlink():
+            folder, target = path.parent.resolve(), path.resolve(strict=True)
+            allowed = [folder]
+            for parent in folder.parents:
+                if parent.name == "snapshots":
+                    allowed.append(parent.parent / "blobs")
+            if not any(target.is_relative_to(place) for place in allowed):
+                raise CheckpointError(
+                    f"{path}: a link that leads out of its folder, to {target}; copy the file there"
+                )
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: not a plain file")
+    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or "its links go in a circle"
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
 
 
 def sync(path: Path) -> None:
@@ -47,6 +83,8 @@ def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
             deeply, or not an object.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path}: not a plain file")
         with path.open("rb") as file:
             raw = file.read(limit + 1)
     except OSError as error:

@@ -8,14 +8,16 @@ import re
 import sys
 from pathlib import Path
 
-from bertkit.checkpoint.files import CONFIG_NAME
+from bertkit.checkpoint.files import CONFIG_NAME, config_file
 from bertkit.checkpoint.store import newest_step
 from bertkit.errors import CheckpointError
 
 # What a BERT needs; a hub repository often holds the same weights for three frameworks more.
 _WANTED = (
     "config.json",
-    "model*.safetensors",
+    "bert_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -23,7 +25,12 @@ _WANTED = (
     "added_tokens.json",
     "vocab.txt",
 )
-_OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+# Asked for only where there is nothing newer: torch's files of old, then Google's own.
+_OLDER = (
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+    ("*.ckpt*.index", "*.ckpt*.data-*-of-*"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index")
 _HUB_ID = re.compile(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", re.ASCII)
 
 
@@ -55,12 +62,14 @@ def resolve_model(
         raise CheckpointError(f"{path}: a file, not a model folder; name its folder {path.parent}")
     if not _HUB_ID.fullmatch(name) or (path.parent.is_dir() and path.parent != Path()):
         raise CheckpointError(f"{name}: no such folder{_beside(path)}")
+    # Read here as well: the hub's library looks at the variable only while it is imported.
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     return _download(name, revision, token, offline, _beside(path))
 
 
 def _inside_run(folder: Path) -> Path | None:
     """The model inside a run folder; None where `folder` is not one."""
-    if (folder / CONFIG_NAME).is_file():
+    if config_file(folder).is_file():
         return None
     model, steps = folder / "model", folder / "checkpoints"
     if (model / CONFIG_NAME).is_file():
@@ -108,14 +117,17 @@ def _download(
 
     try:
         folder = snapshot(*_WANTED)
-        if not any(folder.glob("*.safetensors")):
-            folder = snapshot(*_WANTED, *_OLD_WEIGHTS)
+        for older in _OLDER:
+            if any(path for kind in _WEIGHTS for path in folder.glob(kind)):
+                break
+            folder = snapshot(*_WANTED, *older)
     except Exception as error:  # the hub raises the errors of whichever HTTP library it uses
         first = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
             f"{name}: no such folder here{beside}; and the Hugging Face hub answered "
             f"{type(error).__name__}: {first}"
         ) from error
-    if not (folder / CONFIG_NAME).is_file():
-        raise CheckpointError(f"{name}: this hub repository has no {CONFIG_NAME}")
+    if not config_file(folder).is_file():
+        where = f" in the local cache, {folder}" if offline else ""
+        raise CheckpointError(f"{name}: this hub repository has no {CONFIG_NAME}{where}")
     return folder

@@ -1,9 +1,9 @@
-"""Tensors in files, as Hugging Face lays them out, and the table of the names they go by.
+"""Weights in files, as Hugging Face lays them out, and as Google's BERT and older tools did.
 
-A model folder holds `config.json` and its weights in `model.safetensors`; we also read shards with
-an index, and the pickled `pytorch_model.bin` of old (through torch's weights-only reader, which
-runs no code). The names are those of transformers' BERT, which are also the names of our modules,
-so that reading and writing needs no conversion, only the removal of what history has left in files.
+A model folder holds `config.json` and its weights in `model.safetensors`; that is all we write. We
+also read shards with an index, the pickled `pytorch_model.bin` of old (`pickled.py`), and Google's
+original checkpoints (`bundle.py`). Whatever the file, tensors come out under today's names
+(`names.py`).
 """
 
 from __future__ import annotations
@@ -11,27 +11,39 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
-import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.checkpoint.files import CONFIG_NAME, read_json, sync, write_atomically
+from bertkit.checkpoint.files import CONFIG_NAME, check_inside, read_json, sync, write_atomically
+from bertkit.checkpoint.names import (
+    BIAS,
+    DECODER,
+    DECODER_BIAS,
+    WORDS,
+    from_google,
+    is_optimiser,
+    present_name,
+)
+from bertkit.checkpoint.pickled import one_line, read_pickled
+from bertkit.checkpoint.bundle import read_bundle
 from bertkit.errors import CheckpointError, ConfigError
 
 WEIGHTS_NAME = "model.safetensors"
 _OLD_WEIGHTS_NAME = "pytorch_model.bin"
+_GOOGLE_INDEX = "bert_model.ckpt.index"
 _WEIGHT_FILES = (
     WEIGHTS_NAME,
     f"{WEIGHTS_NAME}.index.json",
     _OLD_WEIGHTS_NAME,
     f"{_OLD_WEIGHTS_NAME}.index.json",
+    _GOOGLE_INDEX,
 )
 
 _DTYPES = {
@@ -47,16 +59,41 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 _ALIGNMENT = 64  # bytes, as torch aligns its own memory
+# A large BERT's table of tensors takes 50 kB, its index 40 kB; a hostile one could take the memory.
+_MAX_HEADER_BYTES = 10_000_000
+_MAX_INDEX_BYTES = 4_000_000
 
-# The key table: how names in older files end, and how they end today.
-_RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-_WORDS = "bert.embeddings.word_embeddings.weight"
-_BIAS = "cls.predictions.bias"
-# What the output matrix computes with. Tied, it is the word embeddings, and files leave it out or
-# hold it twice; untied, transformers 5 wants both, and reads the bias from here.
-_DECODER, _DECODER_BIAS = "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"
-# A buffer that transformers saved until 2023: 0, 1, 2, ...
-_DROPPED = "embeddings.position_ids"
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor as a file has it: mapped from there where that can be, with the name it has there.
+
+    A write to it copies its page and never reaches the file.
+    """
+
+    tensor: Tensor
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """All weights of a model folder.
+
+    Attributes:
+        path: the file that was opened: the weights themselves, or the index of their shards.
+        stored: by today's names.
+        unknown: names of tensors that were left unread, for no BERT has such.
+    """
+
+    path: Path
+    stored: dict[str, Stored]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors alone, by today's names."""
+        return {name: stored.tensor for name, stored in self.stored.items()}
 
 
 def write_model_folder(folder: Path, state: Mapping[str, Tensor], config: BertConfig) -> None:
@@ -81,27 +118,38 @@ def write_model_folder(folder: Path, state: Mapping[str, Tensor], config: BertCo
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` less a tied output matrix and its bias, which other names in it already give."""
-    words, decoder = state.get(_WORDS), state.get(_DECODER)
+    words, decoder = state.get(WORDS), state.get(DECODER)
     if words is None or decoder is None or words.data_ptr() != decoder.data_ptr():
         return dict(state)
-    return {name: t for name, t in state.items() if name not in (_DECODER, _DECODER_BIAS)}
+    return {name: t for name, t in state.items() if name not in (DECODER, DECODER_BIAS)}
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All weights of a model folder by their present-day names, mapped from the disk, not read.
-
-    The tensors are private to this process: a write to one copies its page and never reaches the
-    file. Their addresses are what the file makes them: see `aligned`.
+def read_weights(folder: Path) -> Weights:
+    """All weights of a model folder, mapped from the disk, not read.
 
     Raises:
         CheckpointError: no weights are there, or a file is damaged, hostile or unreadable. One
             line that names the file.
     """
     for name in _WEIGHT_FILES:
-        if (path := folder / name).is_file():
-            tensors = _read_shards(path) if name.endswith(".json") else _read_file(path)
-            return _present_names(tensors, path)
-    raise CheckpointError(f"{folder}: no weights: neither {WEIGHTS_NAME} nor {_OLD_WEIGHTS_NAME}")
+        path = folder / name
+        if path.is_symlink() or path.exists():
+            return _read_weights(path)
+    others = sorted(folder.glob("*.ckpt*.index"))
+    if len(others) > 1:
+        names = ", ".join(path.name for path in others[:5])
+        raise CheckpointError(f"{folder}: several checkpoints ({names}); leave one in a folder")
+    if others:
+        return _read_weights(others[0])
+    raise CheckpointError(
+        f"{folder}: no weights: neither {WEIGHTS_NAME} nor {_OLD_WEIGHTS_NAME}, nor Google's "
+        f"{_GOOGLE_INDEX}"
+    )
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of `read_weights` by today's names."""
+    return read_weights(folder).tensors
 
 
 def write_tensors(
@@ -129,7 +177,7 @@ def write_tensors(
         beside.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {_line(error)}") from error
+        raise CheckpointError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
@@ -155,36 +203,47 @@ def _header(ordered: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) 
 def read_tensor_file(path: Path) -> dict[str, Tensor]:
     """All tensors of one safetensors file, mapped from the disk.
 
-    The size of the header (at most 100 MB), the sizes of the tensors and the size of the file are
+    The size of the header (at most 10 MB), the sizes of the tensors and the size of the file are
     checked against each other before anything is mapped.
 
     Raises:
         CheckpointError: the file is missing, damaged or not a safetensors file.
     """
+    check_inside(path)
     try:
+        with path.open("rb") as raw:
+            header = int.from_bytes(raw.read(8), "little")
+        if header > _MAX_HEADER_BYTES:
+            raise ValueError(f"its header is said to have {header:,} bytes")
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, RuntimeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path}: damaged or no safetensors file: {_line(error)}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {one_line(error)}") from error
+    except Exception as error:  # the library's own, and whatever torch says of strange sizes
+        raise CheckpointError(
+            f"{path}: damaged or no safetensors file: {one_line(error)}"
+        ) from error
 
 
-def aligned(tensor: Tensor) -> Tensor:
-    """`tensor`, or a copy of it where a file has put it elsewhere than torch puts its own memory.
-
-    Matrix kernels round differently on such addresses; a model is to compute the same bits
-    wherever its weights came from.
-    """
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    return read_tensor_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
+def _read_weights(path: Path) -> Weights:
+    """The weights of one file of any kind, or of the shards that it names."""
+    check_inside(path)
+    if path.suffix == ".index":
+        return _read_google(path)
+    stored = _read_shards(path) if path.suffix == ".json" else _read_file(path)
+    return Weights(path, _present(stored, path))
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _read_file(path: Path) -> list[Stored]:
+    check_inside(path)
+    read = read_tensor_file if path.suffix == ".safetensors" else read_pickled
+    return [Stored(tensor, path, name) for name, tensor in read(path).items()]
+
+
+def _read_shards(index: Path) -> list[Stored]:
     """The tensors that an index names, from the shards beside it."""
     try:
-        shard_of = read_json(index).get("weight_map")
+        shard_of = read_json(index, _MAX_INDEX_BYTES).get("weight_map")
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
     if not isinstance(shard_of, dict) or not shard_of:
@@ -193,79 +252,49 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         # Joined to the folder unchecked, "../../x" or "/x" would have us read any file.
         plain = isinstance(name, str) and not {"/", "\\", "\0", ":"} & set(name)
         if not plain or not name.endswith((".safetensors", ".bin")):
-            raise CheckpointError(f"{index}: {name!r} is not the name of a shard in its folder")
-    found: dict[str, Tensor] = {}
+            shown = repr(name) if isinstance(name, str | int | None) else type(name).__name__
+            raise CheckpointError(f"{index}: {shown[:80]} is not the name of a shard in its folder")
+    found: dict[str, Stored] = {}
     for shard in sorted(set(shard_of.values())):
         if not (path := index.parent / shard).is_file():
-            raise CheckpointError(f"{index}: names the shard {shard!r}, which is missing")
-        tensors = _read_file(path)
-        found |= {name: t for name, t in tensors.items() if shard_of.get(name) == shard}
+            raise CheckpointError(f"{index}: names the shard {shard[:80]!r}, which is missing")
+        found |= {s.name: s for s in _read_file(path) if shard_of.get(s.name) == shard}
     if missing := shard_of.keys() - found.keys():
-        raise CheckpointError(f"{index}: {min(missing)!r} is not in the shard that it names")
-    return found
+        name = min(missing)[:80]
+        raise CheckpointError(f"{index}: {name!r} is not in the shard that it names")
+    return list(found.values())
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.bin`: torch's restricted reader, which knows tensors and no code."""
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            _check_stored(path)
-        # Files from before 2020 are not zip files and cannot be mapped.
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused: the pickle holds more than tensors, which could run code when "
-            f"loaded ({_line(error)})"
-        ) from error
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(f"{path}: damaged or no torch file: {_line(error)}") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: holds a {type(tree).__name__}, not a table of tensors")
-    for name, tensor in tree.items():
-        _check_pickled(path, name, tensor)
-    return {name: tensor.detach().contiguous() for name, tensor in tree.items()}
+def _read_google(index: Path) -> Weights:
+    """A checkpoint that TensorFlow wrote, its matrices turned as PyTorch has them."""
+    read = read_bundle(index, lambda name: from_google(name) is not None)
+    stored, unknown = {}, []
+    for name, tensor in read.items():
+        if place := from_google(name):
+            assert tensor is not None
+            present, turned = place
+            if turned and tensor.dim() == 2:
+                tensor = tensor.T.contiguous()
+            stored[present] = Stored(tensor, index, name)
+        elif not is_optimiser(name):
+            unknown.append(name)
+    return Weights(index, stored, tuple(unknown))
 
 
-def _check_stored(path: Path) -> None:
-    """Refuse a zip file that says it is larger inside than outside; torch only stores."""
-    with zipfile.ZipFile(path) as archive:
-        inside = sum(entry.file_size for entry in archive.infolist())
-    if inside > path.stat().st_size:
-        raise CheckpointError(f"{path}: compressed; torch never writes such a file")
-
-
-def _check_pickled(path: Path, name: Any, tensor: Any) -> None:
-    if not isinstance(name, str) or not isinstance(tensor, Tensor):
-        raise CheckpointError(f"{path}: {str(name)[:80]!r} is not a tensor with a name")
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    # Strides of zero can make a file of some bytes claim to hold terabytes.
-    if not dense or tensor.numel() * tensor.element_size() > path.stat().st_size:
-        raise CheckpointError(f"{path}: the tensor {name[:80]!r} is larger than the file")
-
-
-def _present_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        present = name.removeprefix("module.")
-        for old, new in _RENAMED.items():
-            present = present.removesuffix(old) + new if present.endswith(old) else present
-        if present in found:
-            raise CheckpointError(f"{path}: holds {present!r} twice, once as {name!r}")
-        if not present.endswith(_DROPPED):
-            found[present] = tensor
-    if _DECODER_BIAS in found:
-        found[_BIAS] = found.pop(_DECODER_BIAS)
+def _present(stored: Iterable[Stored], path: Path) -> dict[str, Stored]:
+    """Tensors by today's names."""
+    found: dict[str, Stored] = {}
+    for one in stored:
+        name = present_name(one.name)
+        if name in found:
+            raise CheckpointError(f"{path}: holds {name[:80]!r} twice, once as {one.name[:80]!r}")
+        if name is not None:
+            found[name] = one
+    if DECODER_BIAS in found:
+        found[BIAS] = found.pop(DECODER_BIAS)
     return found
 
 
 def _dtype_of(state: Mapping[str, Tensor]) -> str | None:
     kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}
     return kinds.pop() if len(kinds) == 1 else None
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

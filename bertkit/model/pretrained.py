@@ -2,60 +2,80 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.checkpoint.files import CONFIG_NAME
+from bertkit.checkpoint.families import family_of
+from bertkit.checkpoint.files import CONFIG_NAME, config_file
+from bertkit.checkpoint.finite import check_finite
 from bertkit.checkpoint.hub import resolve_model
-from bertkit.checkpoint.layout import WEIGHTS_NAME, aligned, read_tensors, write_model_folder
+from bertkit.checkpoint.layout import (
+    WEIGHTS_NAME,
+    Stored,
+    Weights,
+    read_weights,
+    write_model_folder,
+)
+from bertkit.checkpoint.names import DECODER, WORDS
+from bertkit.checkpoint.report import LoadReport, untrained_heads
 from bertkit.errors import CheckpointError, UsageError
+
+__all__ = ["LoadReport", "PretrainedModel"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Arguments of transformers that choose between ways of its own; here there is one way.
 _WITHOUT_MEANING = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code",
                     "use_safetensors")  # fmt: skip
-# The output matrix of a model that ties it: files may hold it a second time.
-_TIED = "cls.predictions.decoder.weight"
+# What torch's own modules fill new parameters with.
+_INITIALISERS = {"normal_", "trunc_normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_",
+                 "xavier_normal_", "zero_", "zeros_", "fill_", "ones_", "constant_"}  # fmt: skip
+_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand,
+              torch.randn}  # fmt: skip
 _log = logging.getLogger("bertkit")
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What became of each tensor of a checkpoint, and of each parameter of the model.
+class _Outline(TorchFunctionMode):
+    """Modules built under it have shapes and no numbers; none of their initialisers runs.
 
-    Attributes:
-        source: the folder.
-        used: parameters that the checkpoint gave.
-        missing: parameters that it lacks; they were initialised afresh.
-        unexpected: tensors of the checkpoint that this model has no place for.
-        resized: parameters whose shape differs there; initialised afresh, as was asked for.
+    (`with torch.device("meta")` would have torch import its compiler, seconds of work, to fill
+    nothing at all.)
     """
 
-    source: Path
-    used: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    resized: tuple[str, ...]
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _INITIALISERS:
+            return args[0] if args else kwargs["tensor"]
+        if func in _FACTORIES:
+            kwargs = kwargs | {"device": "meta"}
+        return func(*args, **kwargs)
 
-    def __str__(self) -> str:
-        """One line for people."""
-        parts = [f"{self.source}: {len(self.used)} tensors loaded"]
-        for names, what in (
-            (self.missing, "not in the checkpoint, new and untrained"),
-            (self.resized, "of another shape there, new and untrained"),
-            (self.unexpected, "left out, this model has no such part"),
-        ):
-            if names:
-                parts.append(f"{', '.join(_parts(names))} {what}")
-        return "; ".join(parts)
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the collector of cycles: over all that torch has imported, a pass takes 50 ms."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class PretrainedModel(nn.Module):
@@ -89,9 +109,11 @@ class PretrainedModel(nn.Module):
     ) -> Any:
         """Build the model of a folder, a run or a hub id, in eval mode.
 
-        Weights that bertkit wrote are mapped from the file, not copied: a page is read when it is
-        first used, and processes that open the same file share it. Heads that the checkpoint
-        lacks are initialised, told in `load_report` and logged.
+        Weights are mapped from the file, not copied: they cost memory when they are first used, and
+        processes that open the same file share it. (Changed to another dtype, they are copied;
+        so are the `.bin` files of before 2020 and the matrices of Google's.) All are checked for
+        NaN and infinity. Heads that the checkpoint lacks are initialised, told in `load_report`
+        and logged.
 
         Args:
             name_or_path: a model folder, a run folder, or an id on the Hugging Face hub.
@@ -107,7 +129,7 @@ class PretrainedModel(nn.Module):
 
         Raises:
             CheckpointError: the folder or its weights are missing, broken, hostile, of other
-                shapes than the configuration says, or lack a part of the encoder.
+                shapes than the configuration says, not finite, or lack a part of the encoder.
             ConfigError: config.json is broken, or not a BERT's.
         """
         offline = settings.pop("offline", False) or local_files_only
@@ -115,40 +137,47 @@ class PretrainedModel(nn.Module):
         own, for_class = _split(settings)
         folder = resolve_model(name_or_path, revision=revision, token=token, offline=offline)
         if config is None:
-            config = BertConfig.from_json_file(folder / CONFIG_NAME, **own)
+            config = BertConfig.from_json_file(config_file(folder), **own)
         else:
             config = BertConfig.from_dict(config.to_dict(), **own)
-        model = cls._load(folder, config, wanted, ignore_mismatched_sizes, for_class)
+        weights = read_weights(folder)
+        model = cls.from_weights(weights, config, wanted, ignore_mismatched_sizes, **for_class)
         model.name_or_path = os.fspath(name_or_path)
         return (model, _loading_info(model.load_report)) if output_loading_info else model
 
     @classmethod
-    def _load(
+    def from_weights(
         cls,
-        folder: Path,
+        weights: Weights,
         config: BertConfig,
-        dtype: torch.dtype | None,
-        ignore_mismatched_sizes: bool,
-        for_class: dict[str, Any],
+        dtype: torch.dtype | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **for_class: Any,
     ) -> Self:
-        with torch.device("meta"):
+        """As `from_pretrained`, with files that were opened before.
+
+        Args:
+            weights: of `read_weights`.
+            config: kept by the model, its `dtype` set.
+            dtype: what the weights become; None: as stored.
+            ignore_mismatched_sizes: initialise a tensor of the wrong shape afresh.
+            for_class: further arguments of the class.
+        """
+        notes = _untie(weights, config)
+        with _Outline(), _no_collection():
             model = cls(config, **for_class)
         expected = dict(model.named_parameters())
-        found, unexpected = _by_place(read_tensors(folder), expected, cls.base_model_prefix)
+        found, unexpected = _by_place(weights.stored, expected, cls.base_model_prefix)
+        unexpected.update(weights.unknown)
         if config.tie_word_embeddings:
-            unexpected.discard(_TIED)
-        resized = _resized(found, expected, folder)
-        if resized and not ignore_mismatched_sizes:
-            name = min(resized)
-            raise CheckpointError(
-                f"{folder}: {name} is {list(found[name].shape)} in the weights but "
-                f"{list(expected[name].shape)} by the configuration"
-            )
-        used = {name: tensor for name, tensor in found.items() if name not in resized}
+            unexpected.discard(DECODER)
         missing = expected.keys() - found.keys()
-        _check_encoder_is_there(missing, folder, cls.base_model_prefix)
-        dtype = dtype or _stored_dtype(used, folder)
-        given = {name: aligned(tensor).to(dtype) for name, tensor in used.items()}
+        _check_encoder_is_there(missing, weights, cls.base_model_prefix)
+        resized = _resized(found, expected, ignore_mismatched_sizes)
+        used = {name: stored for name, stored in found.items() if name not in resized}
+        check_finite(used.values())
+        dtype = dtype or _stored_dtype(used, weights.path)
+        given = {name: stored.tensor.to(dtype) for name, stored in used.items()}
         fresh = missing | resized
         given |= {name: torch.empty(expected[name].shape, dtype=dtype) for name in fresh}
         model.load_state_dict(given, strict=False, assign=True)
@@ -156,9 +185,16 @@ class PretrainedModel(nn.Module):
         if fresh:
             model.init_weights(fresh)
         config.dtype = str(dtype).removeprefix("torch.")
-        names = (used, missing, unexpected, resized)
-        model.load_report = LoadReport(folder, *(tuple(sorted(group)) for group in names))
-        if fresh:
+        model.load_report = LoadReport(
+            source=weights.path.parent,
+            used=tuple(sorted(used)),
+            missing=tuple(sorted(missing)),
+            unexpected=tuple(sorted(unexpected)),
+            resized=tuple(sorted(resized)),
+            untrained=untrained_heads({name: stored.tensor for name, stored in used.items()}),
+            notes=notes,
+        )
+        if fresh or model.load_report.untrained or notes:
             _log.warning("%s", model.load_report)
         return model.eval()
 
@@ -194,44 +230,72 @@ def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, for_class
 
 
+def _untie(weights: Weights, config: BertConfig) -> tuple[str, ...]:
+    """Let a decoder that has numbers of its own keep them, whatever the configuration says."""
+    words = weights.stored.get(WORDS) or weights.stored.get(WORDS.removeprefix("bert."))
+    decoder = weights.stored.get(DECODER)
+    if not config.tie_word_embeddings or words is None or decoder is None:
+        return ()
+    one, other = words.tensor, decoder.tensor
+    if one.shape != other.shape or one.data_ptr() == other.data_ptr() or torch.equal(one, other):
+        return ()
+    config.tie_word_embeddings = False
+    return ("its decoder is not its word embeddings, though config.json says so: kept apart",)
+
+
 def _by_place(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str
-) -> tuple[dict[str, Tensor], set[str]]:
+    stored: Mapping[str, Stored], expected: Mapping[str, Tensor], prefix: str
+) -> tuple[dict[str, Stored], set[str]]:
     """Tensors by the name of the parameter they are for, and the names of those for none.
 
     An encoder by itself is written without the prefix that it has inside a model with heads.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Stored] = {}
     unexpected = set()
-    for name, tensor in tensors.items():
+    for name, one in stored.items():
         for place in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             if place in expected and place not in found:
-                found[place] = tensor
+                found[place] = one
                 break
         else:
             unexpected.add(name)
     return found, unexpected
 
 
-def _resized(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> set[str]:
-    for name, tensor in found.items():
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"{folder}: {name} is stored as {tensor.dtype}, not as floats")
-    return {name for name, tensor in found.items() if tensor.shape != expected[name].shape}
+def _resized(
+    found: Mapping[str, Stored], expected: Mapping[str, Tensor], allowed: bool
+) -> set[str]:
+    """The names of tensors with another shape than the model's; refused where not `allowed`."""
+    resized = set()
+    for name, one in sorted(found.items()):
+        if one.tensor.dtype not in _DTYPES:
+            raise CheckpointError(f"{one.path}: {name} is stored as {one.tensor.dtype}, not floats")
+        if one.tensor.shape != expected[name].shape:
+            resized.add(name)
+            if not allowed:
+                raise CheckpointError(
+                    f"{one.path}: {name} is {list(one.tensor.shape)} in the weights but "
+                    f"{list(expected[name].shape)} by the configuration"
+                )
+    return resized
 
 
-def _check_encoder_is_there(missing: Iterable[str], folder: Path, prefix: str) -> None:
+def _check_encoder_is_there(missing: Iterable[str], weights: Weights, prefix: str) -> None:
     """A head may begin anew, and the pooler; an encoder with a hole is no checkpoint."""
     for name in sorted(missing):
         if name.removeprefix(f"{prefix}.").startswith(("embeddings.", "encoder.")):
-            raise CheckpointError(f"{folder}: the weights lack {name}; not a whole BERT encoder")
+            family = family_of([*weights.stored, *weights.unknown])
+            kind = f" (its tensors are named as those of {family} are)" if family else ""
+            raise CheckpointError(
+                f"{weights.path}: the weights lack {name}; not a whole BERT encoder{kind}"
+            )
 
 
-def _stored_dtype(used: Mapping[str, Tensor], folder: Path) -> torch.dtype:
+def _stored_dtype(used: Mapping[str, Stored], path: Path) -> torch.dtype:
     """The dtype of the weights; where they are mixed, the one that holds them all."""
     if not used:
-        raise CheckpointError(f"{folder}: no tensor of the weights fits this model")
-    dtypes = {tensor.dtype for tensor in used.values()}
+        raise CheckpointError(f"{path}: no tensor of the weights fits this model")
+    dtypes = {stored.tensor.dtype for stored in used.values()}
     dtype = dtypes.pop()
     for other in dtypes:
         dtype = torch.promote_types(dtype, other)
@@ -258,8 +322,3 @@ def _loading_info(report: LoadReport | None) -> dict[str, list[str]]:
         "mismatched_keys": list(report.resized),
         "error_msgs": [],
     }
-
-
-def _parts(names: Iterable[str]) -> list[str]:
-    """`cls.predictions` for all of its parameters: the first two words of a name, each once."""
-    return sorted({".".join(name.split(".")[:2]) for name in names})

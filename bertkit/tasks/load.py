@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.checkpoint.files import CONFIG_NAME
+from bertkit.checkpoint.files import config_file
 from bertkit.checkpoint.hub import resolve_model
-from bertkit.checkpoint.layout import read_tensors
-from bertkit.errors import MissingHeadError
+from bertkit.checkpoint.layout import read_weights
+from bertkit.checkpoint.report import HEADS, LoadReport, heads_of
+from bertkit.errors import CheckpointError, MissingHeadError
+from bertkit.model.bert import BertModel
 from bertkit.model.heads import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
@@ -21,6 +25,7 @@ from bertkit.tasks.mlm import FillMask, NextSentencePrediction
 from bertkit.text.tokenizer import BertTokenizer
 
 # By the heads that the weights hold: (masked words, next sentence).
+_ASKED = ("masked words", "next sentence")
 _CLASSES = {
     (True, True): BertForPreTraining,
     (True, False): BertForMaskedLM,
@@ -38,6 +43,12 @@ class Pipeline:
 
     def __init__(self, model: Any, tokenizer: BertTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
+
+    @property
+    def load_report(self) -> LoadReport | None:
+        """What became of the checkpoint's tensors when the model was opened."""
+        report: LoadReport | None = self.model.load_report
+        return report
 
     @cached_property
     def _filler(self) -> FillMask:
@@ -76,22 +87,48 @@ def load(
         offline: take a hub model only from the local cache.
 
     Raises:
-        CheckpointError: there is no such model, or it is broken.
+        CheckpointError: there is no such model, it is broken, its tokenizer has more tokens than it
+            has embeddings, or lower-cases although its vocabulary is cased.
         ConfigError: config.json is broken, or not a BERT's.
         MissingHeadError: the weights are an encoder without any head that answers.
     """
     folder = resolve_model(name_or_path, revision=revision, token=token, offline=offline)
-    config = BertConfig.from_json_file(folder / CONFIG_NAME)
-    names = read_tensors(folder).keys()
-    heads = tuple(
-        any(name.startswith(prefix) for name in names)
-        for prefix in ("cls.predictions.", "cls.seq_relationship.")
-    )
-    if heads not in _CLASSES:
+    config = BertConfig.from_json_file(config_file(folder))
+    weights = read_weights(folder)
+    model_class = class_for(heads_of(weights.stored))
+    if model_class is BertModel:
         raise MissingHeadError(
-            f"{name_or_path}: has neither a masked-word head (cls.predictions) nor a next-sentence "
-            "head (cls.seq_relationship); there is nothing to ask it"
+            f"{name_or_path}: has neither a masked-word head ({HEADS['masked words']}) nor a "
+            f"next-sentence head ({HEADS['next sentence']}); there is nothing to ask it"
         )
-    model = _CLASSES[heads].from_pretrained(folder, config=config)
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    note = compare_sizes(len(tokenizer), config.vocab_size, os.fspath(name_or_path))
+    model = model_class.from_weights(weights, config)
     model.name_or_path = os.fspath(name_or_path)
-    return Pipeline(model.to(pick_device(device)), BertTokenizer.from_pretrained(folder))
+    if note and model.load_report:
+        model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))
+    return Pipeline(model.to(pick_device(device)), tokenizer)
+
+
+def compare_sizes(tokens: int, rows: int, name: str) -> str:
+    """A clause for the report where a model has more embeddings than its tokenizer has tokens.
+
+    Args:
+        tokens: how many the tokenizer has, added ones too.
+        rows: how many embeddings the model has.
+        name: of the model, for an error.
+
+    Raises:
+        CheckpointError: the tokenizer is the larger one; its last tokens have no embedding.
+    """
+    if tokens > rows:
+        raise CheckpointError(
+            f"{name}: the tokenizer has {tokens} tokens but the model only {rows} embeddings; "
+            "they do not belong together"
+        )
+    return f"{rows - tokens} of {rows} embeddings have no token" if tokens < rows else ""
+
+
+def class_for(heads: Collection[str]) -> Any:
+    """The class that holds the pretraining heads named (keys of HEADS); without any, BertModel."""
+    return _CLASSES.get((_ASKED[0] in heads, _ASKED[1] in heads), BertModel)

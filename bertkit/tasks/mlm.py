@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bertkit.batch import Batch
+from bertkit.checkpoint.report import is_initial
 from bertkit.errors import CheckpointError, DataError, MissingHeadError, UsageError
 
 if TYPE_CHECKING:
@@ -296,9 +297,7 @@ def check_mlm_head(model: Any) -> None:
     what = "masked-word head (cls.predictions)"
     _check_there(model, head, ("cls.predictions.",), what)
     norm = head.transform.LayerNorm  # type: ignore[union-attr]
-    fresh = not head.bias.any() and not norm.bias.any()  # type: ignore[union-attr]
-    # Some published checkpoints hold a head as it was initialised (Chinese-BERT-wwm's, of old).
-    if fresh and bool((norm.weight == 1).all()):
+    if is_initial(head.bias, norm.weight, norm.bias):  # type: ignore[union-attr]
         raise MissingHeadError(f"{_name(model)}: its {what} was never trained")
 
 

@@ -14,6 +14,7 @@ from bertkit.verbs.options import Common
 Model = Annotated[
     str, Parameter(help="A model folder, a run folder, or a name on the Hugging Face hub.")
 ]
+Revision = Annotated[str | None, Parameter(help="Branch, tag or commit of a model on the hub.")]
 
 
 @Parameter(name="*")
@@ -26,6 +27,7 @@ class FillOptions:
         str | None,
         Parameter(help="Only these words compete, separated by commas, such as good,bad."),
     ] = None
+    revision: Revision = None
 
 
 def fill(
@@ -49,7 +51,8 @@ def fill(
     from bertkit import load
 
     targets = [word for word in (options.targets or "").split(",") if word] or None
-    answers = load(model, device=common.device).fill(texts, top_k=options.top, targets=targets)
+    asked = load(model, device=common.device, revision=options.revision)
+    answers = asked.fill(texts, top_k=options.top, targets=targets)
     pairs = list(zip(texts, answers, strict=True))
     common.show(
         {"results": [{"text": one, "masks": masks} for one, masks in pairs]},
@@ -73,11 +76,12 @@ def next_sentence(
     b: Annotated[str, Parameter(help="The second sentence.")],
     /,
     *,
+    revision: Revision = None,
     common: Common | None = None,
 ) -> None:
     """How likely is it that sentence B follows sentence A?"""
     common = common or Common()
     from bertkit import load
 
-    answer = load(model, device=common.device).next(a, b)
+    answer = load(model, device=common.device, revision=revision).next(a, b)
     common.show(answer, f"{answer['score']:.3f}  {answer['label']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,15 @@ class Common:
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 ...; the best by default.")] = (
         None
     )
+    offline: Annotated[
+        bool, Switch, Parameter(help="Take models from the local cache of the hub only.")
+    ] = False
     debug: Annotated[bool, Switch, Parameter(help="Show the traceback of an error.")] = False
+
+    def __post_init__(self) -> None:
+        """Going offline holds for the whole process and for those that it starts."""
+        if self.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"
 
     def show(self, data: dict[str, Any], text: str = "") -> None:
         """Print the result: `text` for people, or with --json `data` on one line."""

@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"hidden_size": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b" " * 20_000_001, "over 20 MB"),
+        (b" " * 10_000_001, "over 10 MB"),
         (b"", "not valid JSON"),
     ],
 )

@@ -6,9 +6,7 @@ import errno
 import json
 import os
 import pickle
-import random
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from torch import Tensor
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.layout import (
-    aligned,
     read_tensor_file,
     read_tensors,
     write_model_folder,
@@ -82,11 +79,9 @@ def test_tensors_are_aligned_as_torch_aligns_and_do_not_write_to_the_file(tmp_pa
     tensors = {"odd": torch.ones(3), "w": torch.ones(64, 64), "x": torch.ones(128)}
     write_tensors(tmp_path / "ours", tensors)
     save_file(tensors, tmp_path / "theirs")
+    assert all(t.data_ptr() % 64 == 0 for t in read_tensor_file(tmp_path / "ours").values())
     for name in ("ours", "theirs"):
-        read = read_tensor_file(tmp_path / name)
-        assert all(aligned(tensor).data_ptr() % 64 == 0 for tensor in read.values())
-        assert name == "theirs" or all(aligned(tensor) is tensor for tensor in read.values())
-        read["w"].zero_()
+        read_tensor_file(tmp_path / name)["w"].zero_()
         assert same(read_tensor_file(tmp_path / name), tensors)
 
 
@@ -280,57 +275,6 @@ def test_a_hostile_file_is_one_line(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged") as caught:
         read_tensors(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def mutate(chance: random.Random, raw: bytes) -> bytes:
-    changed = bytearray(raw)
-    for _ in range(chance.randint(1, 4)):
-        at = chance.randrange(min(len(changed), 400))
-        kind = chance.randrange(3)
-        if kind == 0:
-            changed[at] = chance.randrange(256)
-        elif kind == 1:
-            del changed[at : at + chance.randint(1, 9)]
-        else:
-            changed[at:at] = chance.randbytes(chance.randint(1, 9))
-    return bytes(changed)
-
-
-def write_zip(path: Path, tensors: dict[str, Tensor]) -> None:
-    torch.save(tensors, path)
-
-
-def write_legacy(path: Path, tensors: dict[str, Tensor]) -> None:
-    torch.save(tensors, path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "write", "times"),
-    [
-        ("model.safetensors", write_tensors, 1000),
-        ("pytorch_model.bin", write_zip, 300),
-        ("pytorch_model.bin", write_legacy, 300),
-    ],
-)
-def test_mutated_files_give_tensors_or_a_checkpoint_error(
-    tmp_path: Path, name: str, write: Callable[[Path, dict[str, Tensor]], None], times: int
-) -> None:
-    path = tmp_path / name
-    write(path, {"a": torch.ones(8, 8), "b": torch.zeros(16).half()})
-    raw = path.read_bytes()
-    chance = random.Random(0)
-    refused = 0
-    for _ in range(times):
-        path.write_bytes(mutate(chance, raw))
-        try:
-            read = read_tensors(tmp_path)
-        except CheckpointError as error:
-            refused += "\n" not in str(error)
-        else:
-            assert sum(t.nbytes for t in read.values()) <= 2 * len(raw)
-            refused += 1
-    assert refused == times
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.layout import write_tensors
-from bertkit.errors import BertkitError, CheckpointError, ConfigError, UsageError
+from bertkit.errors import CheckpointError, ConfigError, UsageError
 from bertkit.model.bert import BertModel
 from bertkit.model.heads import (
     BertForMaskedLM,
@@ -174,7 +173,7 @@ def test_an_encoder_with_a_hole_is_refused(theirs: tuple[Any, Path], tmp_path: P
         BertForMaskedLM.from_pretrained(tmp_path)
     words = {"bert.embeddings.word_embeddings.weight": torch.ones(50, 16, dtype=torch.int64)}
     damaged(tmp_path, theirs[1], "word_embeddings", **words)
-    with pytest.raises(CheckpointError, match="not as floats"):
+    with pytest.raises(CheckpointError, match=r"as torch\.int64, not floats"):
         BertForMaskedLM.from_pretrained(tmp_path)
 
 
@@ -247,26 +246,3 @@ def test_a_loaded_model_computes_the_same_bits_and_trains(
     optimizer.step()
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert loaded(ids, labels=ids, next_sentence_label=torch.tensor([0, 1])).loss < loss
-
-
-def test_mutated_folders_open_or_are_refused_in_one_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    small = {**SMALL, "vocab_size": 8, "hidden_size": 4, "num_hidden_layers": 1}
-    BertForPreTraining(BertConfig(**small)).save_pretrained(tmp_path)
-    chance = random.Random(0)
-    scraps = [b"9", b"-", b"null", b"1e9", b'"', b"999999", b"\xff"]
-    refused = 0
-    for name in ("config.json", "model.safetensors") * 40:
-        raw = (tmp_path / name).read_bytes()
-        at = chance.randrange(min(len(raw), 3500))
-        end = at + chance.randint(0, 6)
-        (tmp_path / name).write_bytes(raw[:at] + chance.choice(scraps) + raw[end:])
-        try:
-            BertForPreTraining.from_pretrained(tmp_path)
-        except BertkitError as error:
-            refused += "\n" not in str(error)
-        else:
-            refused += 1
-        (tmp_path / name).write_bytes(raw)
-    assert refused == 80
