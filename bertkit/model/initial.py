@@ -25,7 +25,9 @@ def initialise(model: nn.Module, sd: float, names: Iterable[str] | None = None) 
     done: set[int] = set()  # the tied decoder is the word embeddings once more
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if id(parameter) in done or (chosen is not None and name not in chosen):
+            if parameter.is_meta or id(parameter) in done:  # a model without numbers, a tied matrix
+                continue
+            if chosen is not None and name not in chosen:
                 continue
             done.add(id(parameter))
             if name.endswith("bias"):
