@@ -308,7 +308,8 @@ class BertTokenizer(Decoding):
     ) -> list[str]:
         """The tokens of a text (without [CLS] and [SEP] unless asked)."""
         # With offsets, so that the encoding that knows its tokens is made at once.
-        options = {**options, "return_offsets_mapping": True, "return_tensors": None}
+        options |= {"return_offsets_mapping": True, "return_tensors": None}
+        options |= {"return_token_type_ids": False, "return_attention_mask": False}
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:

@@ -166,9 +166,12 @@ class WordCache:
     def _tokenized(self, words: list[str]) -> list[bytes]:
         if self.offsets:
             rows = self.tokenizer.encode_sentences_offsets(words)
-            table = [(i, *span) for ids, spans in rows for i, span in zip(ids, spans, strict=True)]
             sizes = [len(ids) for ids, _ in rows]
-            joined = np.array(table, dtype=self.dtype).tobytes()
+            table = np.empty((sum(sizes), 3), dtype=self.dtype)
+            table[:, 0] = [i for ids, _ in rows for i in ids]
+            table[:, 1] = [start for _, spans in rows for start, _ in spans]
+            table[:, 2] = [end for _, spans in rows for _, end in spans]
+            joined = table.tobytes()
         else:
             ids = self.tokenizer.encode_sentences(words)
             sizes = list(map(len, ids))

@@ -16,7 +16,7 @@ from bertkit.errors import DataError
 from bertkit.text import tokenizer as module
 from bertkit.text import wordcache
 from bertkit.text.tokenizer import BertTokenizer
-from tests.text.test_tokenizer import SMALL, SPECIAL, TEXTS, WORDS, assert_same, both
+from tests.text.test_tokenizer import SMALL, SPECIAL, TEXTS, VOCABS, WORDS, assert_same, both
 
 MANY = (TEXTS * 5)[:23]
 OTHERS = ([*TEXTS[2:], *TEXTS[:2]] * 5)[:23]
@@ -204,3 +204,20 @@ def test_encodings_behind_a_quick_batch_are_the_engines() -> None:
     assert torch.equal(
         tensors.attention_mask.sum(1), torch.tensor([len(i) for i in ours(MANY).input_ids])
     )
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_any_text_equals_transformers_with_real_vocabularies(vocab: str) -> None:
+    ours, theirs = both(vocab, VOCABS[vocab])
+    call: dict[str, Any] = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.lists(ANY_TEXT, min_size=16, max_size=17))
+    def check(texts: list[str]) -> None:
+        assert ours(texts, **call).data == theirs(texts, **call).data
+        assert ours(texts, texts[::-1], padding=True).data == (
+            theirs(texts, texts[::-1], padding=True).data
+        )
+
+    check()
+    assert ours._caches
