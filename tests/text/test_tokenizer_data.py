@@ -93,8 +93,9 @@ def test_a_sample_of_each_data_set_equals_transformers(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", files_of_text())
 def test_all_of_each_data_set_equals_transformers(name: str) -> None:
+    """With all five vocabularies; the corpora of tens of megabytes with each in turn."""
     for number, batch in enumerate(batches(name, limit=None)):
-        for vocab, lower in VOCABS.items():
-            compare_singles(batch, vocab, lower)
-        vocab = list(VOCABS)[number % len(VOCABS)]
-        compare_pairs(batch, vocab, VOCABS[vocab])
+        turn = list(VOCABS)[number % len(VOCABS)]
+        for vocab in [turn] if name.endswith("train.txt.gz") else VOCABS:
+            compare_singles(batch, vocab, VOCABS[vocab])
+        compare_pairs(batch, turn, VOCABS[turn])
