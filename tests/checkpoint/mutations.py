@@ -31,6 +31,7 @@ from bertkit.checkpoint.files import config_file
 from bertkit.checkpoint.layout import read_weights, write_tensors
 from bertkit.errors import BertkitError
 from bertkit.model.heads import BertForPreTraining
+from bertkit.text.tokenizer import BertTokenizer
 
 GOOGLE = Path(__file__).parent / "fixtures" / "google"
 EXTRA_BYTES = 400_000_000  # what opening a folder of some kilobytes may take at most
@@ -169,6 +170,12 @@ PLAN: list[tuple[str, str, Mutate, int]] = [
     ("google", "bert_model.ckpt.index", edit_block, 250),
     ("google", "bert_model.ckpt.data-00000-of-00001", scratch, 100),
     ("google", "bert_config.json", edit_json, 80),
+    ("tokenizer", "tokenizer.json", scratch, 60),
+    ("tokenizer", "tokenizer.json", edit_json, 150),
+    ("tokenizer", "tokenizer_config.json", edit_json, 80),
+    ("tokenizer", "special_tokens_map.json", edit_json, 40),
+    ("tokenizer", "vocab.txt", scratch, 30),
+    ("google", "vocab.txt", scratch, 60),
 ]
 
 
@@ -195,10 +202,16 @@ def make_folders(root: Path) -> None:
             path = root / form / "pytorch_model.bin"
             torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
     shutil.copytree(GOOGLE, root / "google")
+    BertTokenizer.from_pretrained(GOOGLE).save_pretrained(root / "tokenizer")
 
 
 def open_folder(folder: Path) -> None:
-    """What from_pretrained does, and a look at every number."""
+    """What from_pretrained does, and a look at every number; then the tokenizer, where one is."""
+    if (folder / "vocab.txt").exists():
+        ids = BertTokenizer.from_pretrained(folder)("The cat, 模型 [MASK].")["input_ids"]
+        assert all(isinstance(i, int) and i >= 0 for i in ids)
+    if folder.name == "tokenizer":
+        return
     config = BertConfig.from_json_file(config_file(folder))
     model = BertForPreTraining.from_weights(read_weights(folder), config)
     assert all(bool(p.isfinite().all()) for p in model.parameters())
