@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         AutoModelForSequenceClassification,
         AutoModelForTokenClassification,
     )
+    from bertkit.model.base import BertPreTrainedModel
     from bertkit.model.bert import BertModel
     from bertkit.model.grow import extend_positions
     from bertkit.model.heads import (
@@ -63,6 +64,7 @@ HOMES = {
     "BertForSequenceClassification": "bertkit.model.task_heads",
     "BertForTokenClassification": "bertkit.model.task_heads",
     "BertModel": "bertkit.model.bert",
+    "BertPreTrainedModel": "bertkit.model.base",
     "BertPretrainingLoss": "bertkit.model.losses",
     "BertTokenizer": "bertkit.text.tokenizer",
     "BertTokenizerFast": "bertkit.text.tokenizer",
@@ -94,6 +96,7 @@ __all__ = [
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
+    "BertPreTrainedModel",
     "BertPretrainingLoss",
     "BertTokenizer",
     "BertTokenizerFast",

@@ -28,6 +28,7 @@ NAMES = [
     "BertForSequenceClassification",
     "BertForTokenClassification",
     "BertModel",
+    "BertPreTrainedModel",
     "BertPretrainingLoss",
     "BertTokenizer",
     "BertTokenizerFast",

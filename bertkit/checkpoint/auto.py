@@ -15,10 +15,12 @@ class AutoConfig:
         raise TypeError("use AutoConfig.from_pretrained(folder) or AutoConfig.for_model('bert')")
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **settings: Any) -> BertConfig:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **settings: Any
+    ) -> BertConfig:
         """As BertConfig.from_pretrained; `trust_remote_code` means nothing here."""
         settings.pop("trust_remote_code", None)
-        return BertConfig.from_pretrained(name_or_path, **settings)
+        return BertConfig.from_pretrained(pretrained_model_name_or_path, **settings)
 
     @classmethod
     def for_model(cls, model_type: str, **settings: Any) -> BertConfig:

@@ -212,7 +212,7 @@ class BertConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -225,11 +225,10 @@ class BertConfig:
             ConfigError: the file cannot be read, or describes something that is not a BERT.
             CheckpointError: there is no such folder or model.
         """
-        path = Path(name_or_path)
+        source = pretrained_model_name_or_path
+        path = Path(source)
         if not path.is_file():
-            folder = resolve_model(
-                name_or_path, revision=revision, token=token, offline=local_files_only
-            )
+            folder = resolve_model(source, revision=revision, token=token, offline=local_files_only)
             path = config_file(folder)
         return cls.from_json_file(path, **overrides)
 
@@ -249,10 +248,10 @@ class BertConfig:
         """The text of config.json: sorted, indented by two, with a final newline."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json` into `folder`, which is made where it is missing."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `config.json` into a folder, which is made where it is missing."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(save_directory) / CONFIG_NAME, self.to_json_string().encode())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BertConfig) and self.to_dict() == other.to_dict()

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.model.bert import BertModel, BertPreTrainedModel
+from bertkit.model.base import BertPreTrainedModel
+from bertkit.model.bert import BertModel
 from bertkit.model.heads import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
@@ -36,9 +37,11 @@ class AutoModel:
         raise TypeError(f"use {name}.from_pretrained(folder) or {name}.from_config(config)")
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **settings: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **settings: Any
+    ) -> Any:
         """As `from_pretrained` of the class that this name leads to."""
-        return cls.opens.from_pretrained(name_or_path, **settings)
+        return cls.opens.from_pretrained(pretrained_model_name_or_path, **settings)
 
     @classmethod
     def from_config(cls, config: BertConfig, *, dtype: torch.dtype | None = None) -> Any:

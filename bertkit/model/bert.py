@@ -7,7 +7,7 @@ parameter names are those of Hugging Face's checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -17,14 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from bertkit.batch import Batch, Readers
 from bertkit.checkpoint.config import BertConfig
-from bertkit.model import grow
 from bertkit.model.attention import attend, attention_maps, mix
+from bertkit.model.base import BertPreTrainedModel
 from bertkit.model.buckets import Spans
 from bertkit.model.dropout import Dropout
-from bertkit.model.initial import initialise
 from bertkit.model.outputs import Asked, EncoderOutput, Wants
 from bertkit.model.padding import Encoded, Rows
-from bertkit.model.pretrained import PretrainedModel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -33,64 +31,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-
-
-class BertPreTrainedModel(PretrainedModel):
-    """What all BERT models share: configuration, initialisation, loading and saving."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def init_weights(self, names: Iterable[str] | None = None) -> None:
-        """Initialise parameters as the paper does; `names` limits it to those (None: all)."""
-        initialise(self, self.config.initializer_range, names)
-
-    resize_token_embeddings = grow.resize_token_embeddings
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word embeddings, [V, D]."""
-        return self._base().embeddings.word_embeddings
-
-    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
-        """Put others in place of the word embeddings; a decoder tied to them follows."""
-        self._base().embeddings.word_embeddings = embeddings
-        self.config.vocab_size = embeddings.weight.shape[0]
-        self.tie_weights()
-
-    def get_output_embeddings(self) -> nn.Linear | None:
-        """The decoder to the vocabulary, where there is one."""
-        return None
-
-    def set_output_embeddings(self, decoder: nn.Linear) -> None:
-        """Put another decoder in place; where it is tied, only its bias is taken over.
-
-        Raises:
-            TypeError: this model has no decoder.
-        """
-        raise TypeError(f"{type(self).__name__} has no decoder to the vocabulary")
-
-    def _base(self) -> BertModel:
-        base = getattr(self, self.base_model_prefix, self)
-        assert isinstance(base, BertModel)
-        return base
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the parameters are."""
-        return self.get_input_embeddings().weight.dtype
-
-    def num_parameters(self, exclude_embeddings: bool = False) -> int:
-        """How many numbers the model holds, shared ones counted once."""
-        total = sum(p.numel() for p in self.parameters())
-        if exclude_embeddings:
-            total -= sum(p.numel() for p in self._base().embeddings.parameters())
-        return total
 
 
 class BertEmbeddings(nn.Module):
@@ -133,7 +73,8 @@ class BertSelfAttention(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -143,7 +84,7 @@ class BertSelfAttention(nn.Module):
         self, hidden: Tensor, asking: Tensor, q: Spans, k: Spans, want_maps: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """[T, D] and the [R, D] of it that ask -> [R, D], and [B, N, S, S] maps when wanted."""
-        split = (self.heads, -1)
+        split = (self.num_attention_heads, self.attention_head_size)
         query = self.query(asking).unflatten(-1, split)
         key = self.key(hidden).unflatten(-1, split)
         value = self.value(hidden).unflatten(-1, split)
@@ -295,7 +236,7 @@ class BertModel(BertPreTrainedModel):
         self.embeddings = BertEmbeddings(config)
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config) if add_pooling_layer else None
-        self.init_weights()
+        self.post_init()
 
     def encode(self, batch: Batch, readers: Readers | None = None) -> Tensor:
         """Encode sequences laid end to end.

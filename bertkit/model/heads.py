@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from bertkit.batch import Batch, PretrainBatch, Readers
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import DataError
-from bertkit.model.bert import ACTIVATIONS, BertModel, BertPreTrainedModel, readers_at
+from bertkit.model.base import BertPreTrainedModel
+from bertkit.model.bert import ACTIVATIONS, BertModel, readers_at
 from bertkit.model.losses import LossSums, linear_cross_entropy, mean_cross_entropy
 from bertkit.model.outputs import Asked, LogitsOutput, PretrainingOutput, Wants
 from bertkit.model.padding import Encoded, Layout, Rows, checked_labels
@@ -105,10 +106,6 @@ class BertWithHeads(BertPreTrainedModel):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=self.pools)
-
-    def init_heads(self) -> None:
-        """Initialise what is beside the encoder, which has done so itself."""
-        self.init_weights(n for n, _ in self.named_parameters() if not n.startswith("bert."))
 
     def pooled(self, encoded: Encoded) -> Tensor:
         """[R, D]: what the pooler makes of the rows that are not wholly padded."""
@@ -296,8 +293,7 @@ class BertForPreTraining(PretrainHeads):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertPreTrainingHeads(config)
-        self.tie_weights()
-        self.init_heads()
+        self.post_init()
 
     def forward(
         self,
@@ -340,8 +336,7 @@ class BertForMaskedLM(PretrainHeads, OneLoss):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertOnlyMLMHead(config)
-        self.tie_weights()
-        self.init_heads()
+        self.post_init()
 
     def head(self, hidden: Tensor) -> Tensor:
         """[R, D] -> [R, V]."""
@@ -354,7 +349,7 @@ class BertForNextSentencePrediction(PretrainHeads, OneLoss):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         self.cls = BertOnlyNSPHead(config)
-        self.init_heads()
+        self.post_init()
 
     def head(self, hidden: Tensor) -> Tensor:
         """[R, D], pooled -> [R, 2]."""

@@ -42,6 +42,11 @@ class ModelOutput:
             return getattr(self, key)
         return self.to_tuple()[key]
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in {f.name for f in fields(self)}:
+            raise KeyError(name)
+        setattr(self, name, value)
+
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
 

@@ -96,7 +96,7 @@ class PretrainedModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         config: BertConfig | None = None,
         dtype: torch.dtype | str | None = None,
@@ -116,7 +116,8 @@ class PretrainedModel(nn.Module):
         and logged.
 
         Args:
-            name_or_path: a model folder, a run folder, or an id on the Hugging Face hub.
+            pretrained_model_name_or_path: a model folder, a run folder, or an id on the Hugging
+                Face hub.
             config: used instead of the folder's config.json.
             dtype: what the weights become; None or "auto" as stored. `torch_dtype` is the same.
             revision: branch, tag or commit of a hub model.
@@ -132,17 +133,18 @@ class PretrainedModel(nn.Module):
                 shapes than the configuration says, not finite, or lack a part of the encoder.
             ConfigError: config.json is broken, or not a BERT's.
         """
+        source = pretrained_model_name_or_path
         offline = settings.pop("offline", False) or local_files_only
         wanted = _dtype(settings.pop("torch_dtype", dtype))
         own, for_class = _split(settings)
-        folder = resolve_model(name_or_path, revision=revision, token=token, offline=offline)
+        folder = resolve_model(source, revision=revision, token=token, offline=offline)
         if config is None:
             config = BertConfig.from_json_file(config_file(folder), **own)
         else:
             config = BertConfig.from_dict(config.to_dict(), **own)
         weights = read_weights(folder)
         model = cls.from_weights(weights, config, wanted, ignore_mismatched_sizes, **for_class)
-        model.name_or_path = os.fspath(name_or_path)
+        model.name_or_path = os.fspath(source)
         return (model, _loading_info(model.load_report)) if output_loading_info else model
 
     @classmethod
@@ -164,7 +166,10 @@ class PretrainedModel(nn.Module):
             for_class: further arguments of the class.
         """
         notes = _untie(weights, config)
-        with _Outline(), _no_collection():
+        ours = str(cls.__init__.__module__).startswith("bertkit.")
+        # A class of a user's own makes more than parameters: buffers, constants. Those that the
+        # checkpoint lacks stay as its constructor left them.
+        with _Outline() if ours else contextlib.nullcontext(), _no_collection():
             model = cls(config, **for_class)
         expected = dict(model.named_parameters())
         found, unexpected = _by_place(weights.stored, expected, cls.base_model_prefix)
@@ -179,10 +184,13 @@ class PretrainedModel(nn.Module):
         dtype = dtype or _stored_dtype(used, weights.path)
         given = {name: stored.tensor.to(dtype) for name, stored in used.items()}
         fresh = missing | resized
-        given |= {name: torch.empty(expected[name].shape, dtype=dtype) for name in fresh}
+        if ours:
+            given |= {name: torch.empty(expected[name].shape, dtype=dtype) for name in fresh}
         model.load_state_dict(given, strict=False, assign=True)
         model.tie_weights()
-        if fresh:
+        if not ours:
+            _fill_buffers(model.to(dtype), weights, unexpected)
+        elif fresh:
             model.init_weights(fresh)
         config.dtype = str(dtype).removeprefix("torch.")
         model.load_report = LoadReport(
@@ -198,24 +206,43 @@ class PretrainedModel(nn.Module):
             _log.warning("%s", model.load_report)
         return model.eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = True) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        overwrite: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        **settings: Any,
+    ) -> None:
         """Write `config.json` and `model.safetensors`; transformers 4 and 5 open the folder.
 
         Args:
-            folder: made where it is missing.
+            save_directory: made where it is missing.
             overwrite: False refuses a folder that already holds a model; True replaces its two
                 files, each atomically.
+            state_dict: written instead of the model's own.
+            is_main_process: False writes nothing, as the other processes of a run should.
+            settings: `safe_serialization`, `max_shard_size` and `save_function` of transformers
+                mean nothing here: there is one file, and it is never a pickle.
 
         Raises:
             CheckpointError: the folder holds a model, or cannot be written.
+            UsageError: a pickle is asked for.
         """
-        target = Path(folder)
+        if unknown := settings.keys() - {"safe_serialization", "max_shard_size", "save_function"}:
+            raise TypeError(f"save_pretrained() got an unexpected argument {min(unknown)!r}")
+        if not settings.get("safe_serialization", True):
+            raise UsageError("safe_serialization=False: models are saved as safetensors only")
+        if not is_main_process:
+            return
+        target = Path(save_directory)
         if not overwrite:
             for name in (CONFIG_NAME, WEIGHTS_NAME):
                 if (target / name).exists():
                     raise CheckpointError(f"{target / name}: already there; not overwritten")
         config = BertConfig.from_dict(self.config.to_dict(), architectures=[type(self).__name__])
-        write_model_folder(target, self.state_dict(), config)
+        write_model_folder(target, state_dict or self.state_dict(), config)
 
 
 def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -260,6 +287,15 @@ def _by_place(
         else:
             unexpected.add(name)
     return found, unexpected
+
+
+def _fill_buffers(model: nn.Module, weights: Weights, unexpected: set[str]) -> None:
+    """Buffers of classes that are not ours, which are no parameters, from the checkpoint."""
+    for name, buffer in model.named_buffers():
+        stored = weights.stored.get(name)
+        if stored is not None and stored.tensor.shape == buffer.shape:
+            buffer.copy_(stored.tensor)
+            unexpected.discard(name)
 
 
 def _resized(

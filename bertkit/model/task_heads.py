@@ -33,7 +33,7 @@ class WithClassifier(OneLoss):
             config.hidden_dropout_prob if probability is None else probability
         )
         self.classifier = nn.Linear(config.hidden_size, self.outputs(config))
-        self.init_heads()
+        self.post_init()
 
     @staticmethod
     def outputs(config: BertConfig) -> int:
@@ -167,7 +167,7 @@ class BertForQuestionAnswering(OneHead):
                 "give num_labels=2"
             )
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
-        self.init_heads()
+        self.post_init()
 
     def head(self, hidden: Tensor) -> Tensor:
         """[R, D] -> [R, 2], start and end."""

@@ -18,8 +18,10 @@ class AutoTokenizer:
         raise TypeError("use AutoTokenizer.from_pretrained(folder)")
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **settings: Any) -> BertTokenizer:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **settings: Any
+    ) -> BertTokenizer:
         """As BertTokenizer.from_pretrained; `use_fast` and the like mean nothing here."""
         for name in _WITHOUT_MEANING:
             settings.pop(name, None)
-        return BertTokenizer.from_pretrained(name_or_path, **settings)
+        return BertTokenizer.from_pretrained(pretrained_model_name_or_path, **settings)

@@ -284,7 +284,7 @@ class TokenTable:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         revision: str | None = None,
         token: str | None = None,
@@ -296,7 +296,7 @@ class TokenTable:
         Padding and truncation stored in a tokenizer.json are ignored: say them in the call.
 
         Args:
-            name_or_path: where it is.
+            pretrained_model_name_or_path: where it is.
             revision: branch, tag or commit of a hub name.
             token: access token for the hub.
             local_files_only: never ask the hub.
@@ -307,21 +307,20 @@ class TokenTable:
             CheckpointError: the files are missing, broken, hostile, not BERT's; or the tokenizer
                 lower-cases while its vocabulary is cased.
         """
-        path = Path(name_or_path)
+        source = pretrained_model_name_or_path
+        path = Path(source)
         if not path.is_file() and not any(
             (path / name).is_file() for name in ("tokenizer.json", "vocab.txt")
         ):
             from bertkit.checkpoint.hub import resolve_model
 
-            path = resolve_model(
-                name_or_path, revision=revision, token=token, offline=local_files_only
-            )
+            path = resolve_model(source, revision=revision, token=token, offline=local_files_only)
         self = cls.__new__(cls)
-        parts, source = read_parts(path, overrides)
-        self._build(parts, str(name_or_path), str(source))
+        parts, file = read_parts(path, overrides)
+        self._build(parts, str(source), str(file))
         return self
 
-    def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt.
 
         Both versions 4 and 5 of transformers read them.
@@ -340,7 +339,7 @@ class TokenTable:
             "special_tokens_map.json": json_text({**self.special_tokens_map, **more}),
             "vocab.txt": vocab_text(self._engine),
         }
-        return write_files(Path(folder), texts)
+        return write_files(Path(save_directory), texts)
 
     def save_vocabulary(
         self, save_directory: str | Path, filename_prefix: str | None = None
