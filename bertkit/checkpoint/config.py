@@ -217,6 +217,7 @@ class BertConfig:
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
         **overrides: Any,
     ) -> Self:
         """Read the configuration of a model folder, a run folder, a file or a hub id.
@@ -228,7 +229,13 @@ class BertConfig:
         source = pretrained_model_name_or_path
         path = Path(source)
         if not path.is_file():
-            folder = resolve_model(source, revision=revision, token=token, offline=local_files_only)
+            folder = resolve_model(
+                source,
+                revision=revision,
+                token=token,
+                offline=local_files_only,
+                cache_dir=cache_dir,
+            )
             path = config_file(folder)
         return cls.from_json_file(path, **overrides)
 

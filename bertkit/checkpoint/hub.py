@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from bertkit.checkpoint.files import CONFIG_NAME, config_file
 from bertkit.checkpoint.store import newest_step
@@ -40,6 +41,7 @@ def resolve_model(
     revision: str | None = None,
     token: str | bool | None = None,
     offline: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
     """The local folder of a model: a folder, a RUN (its model, else its newest step), a hub id.
 
@@ -48,6 +50,7 @@ def resolve_model(
         revision: branch, tag or commit of a hub model.
         token: for private hub models; None takes the one that `hf auth login` stored.
         offline: take a hub model only from the local cache. HF_HUB_OFFLINE=1 does the same.
+        cache_dir: the cache of hub models; None: huggingface_hub's own.
 
     Raises:
         CheckpointError: there is no such folder, the run has no model yet, or the hub failed.
@@ -64,7 +67,8 @@ def resolve_model(
         raise CheckpointError(f"{name}: no such folder{_beside(path)}")
     # Read here as well: the hub's library looks at the variable only while it is imported.
     offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    return _download(name, revision, token, offline, _beside(path))
+    hub = {"revision": revision, "token": token, "local_files_only": offline}
+    return _download(name, hub | {"cache_dir": cache_dir}, _beside(path))
 
 
 def _inside_run(folder: Path) -> Path | None:
@@ -96,24 +100,15 @@ def _beside(path: Path) -> str:
     return f"; {parent.absolute()} holds the folders {shown}" if shown else ""
 
 
-def _download(
-    name: str, revision: str | None, token: str | bool | None, offline: bool, beside: str
-) -> Path:
+def _download(name: str, hub: dict[str, Any], beside: str) -> Path:
+    """The folder of a hub model; `hub` is what huggingface_hub wants to be told."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise CheckpointError(f"{name}: no such folder, and huggingface_hub is missing") from None
 
     def snapshot(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                token=token,
-                local_files_only=offline,
-                allow_patterns=list(patterns),
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=list(patterns), **hub))
 
     try:
         folder = snapshot(*_WANTED)
@@ -128,6 +123,6 @@ def _download(
             f"{type(error).__name__}: {first}"
         ) from error
     if not config_file(folder).is_file():
-        where = f" in the local cache, {folder}" if offline else ""
+        where = f" in the local cache, {folder}" if hub["local_files_only"] else ""
         raise CheckpointError(f"{name}: this hub repository has no {CONFIG_NAME}{where}")
     return folder

@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from bertkit.checkpoint.bundle import read_bundle
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import CONFIG_NAME, check_inside, read_json, sync, write_atomically
 from bertkit.checkpoint.names import (
@@ -32,7 +33,6 @@ from bertkit.checkpoint.names import (
     present_name,
 )
 from bertkit.checkpoint.pickled import one_line, read_pickled
-from bertkit.checkpoint.bundle import read_bundle
 from bertkit.errors import CheckpointError, ConfigError
 
 WEIGHTS_NAME = "model.safetensors"

@@ -125,8 +125,8 @@ class PretrainedModel(nn.Module):
             local_files_only: take hub models from the local cache only; `offline` is the same.
             output_loading_info: return (model, dict of missing_keys, unexpected_keys, ...).
             ignore_mismatched_sizes: initialise a tensor of the wrong shape afresh.
-            settings: settings of the configuration (num_labels, id2label, ...) that win over the
-                file's; other names go to the class.
+            settings: `cache_dir`, where hub models are kept; settings of the configuration
+                (num_labels, id2label, ...) that win over the file's; other names go to the class.
 
         Raises:
             CheckpointError: the folder or its weights are missing, broken, hostile, of other
@@ -135,9 +135,12 @@ class PretrainedModel(nn.Module):
         """
         source = pretrained_model_name_or_path
         offline = settings.pop("offline", False) or local_files_only
+        cache_dir = settings.pop("cache_dir", None)
         wanted = _dtype(settings.pop("torch_dtype", dtype))
         own, for_class = _split(settings)
-        folder = resolve_model(source, revision=revision, token=token, offline=offline)
+        folder = resolve_model(
+            source, revision=revision, token=token, offline=offline, cache_dir=cache_dir
+        )
         if config is None:
             config = BertConfig.from_json_file(config_file(folder), **own)
         else:

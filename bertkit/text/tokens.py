@@ -289,6 +289,7 @@ class TokenTable:
         revision: str | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
         **overrides: Any,
     ) -> Self:
         """Open the tokenizer of a model folder, a RUN folder, a vocab.txt or a hub name.
@@ -300,6 +301,7 @@ class TokenTable:
             revision: branch, tag or commit of a hub name.
             token: access token for the hub.
             local_files_only: never ask the hub.
+            cache_dir: the cache of hub models; None: huggingface_hub's own.
             overrides: do_lower_case, strip_accents, tokenize_chinese_chars, model_max_length,
                 padding_side, truncation_side, special tokens; they win over the files.
 
@@ -314,7 +316,13 @@ class TokenTable:
         ):
             from bertkit.checkpoint.hub import resolve_model
 
-            path = resolve_model(source, revision=revision, token=token, offline=local_files_only)
+            path = resolve_model(
+                source,
+                revision=revision,
+                token=token,
+                offline=local_files_only,
+                cache_dir=cache_dir,
+            )
         self = cls.__new__(cls)
         parts, file = read_parts(path, overrides)
         self._build(parts, str(source), str(file))

@@ -78,11 +78,14 @@ def test_a_hub_id_is_downloaded_without_the_weights_of_others(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
-    found = resolve_model("someone/bert-x", revision="v1", token="t", offline=True)
+    found = resolve_model(
+        "someone/bert-x", revision="v1", token="t", offline=True, cache_dir="kept"
+    )
     assert found == tmp_path
     assert calls[0]["repo"] == "someone/bert-x"
     assert (calls[0]["revision"], calls[0]["token"]) == ("v1", "t")
     assert calls[0]["local_files_only"] is True
+    assert calls[0]["cache_dir"] == "kept"
     assert "pytorch_model.bin" not in calls[0]["allow_patterns"]
     assert "pytorch_model.bin" in calls[1]["allow_patterns"]
     assert len(calls) == 2
@@ -145,8 +148,12 @@ def test_offline_the_cache_of_the_hub_is_read(
     BertForPreTraining.from_pretrained(GOOGLE).save_pretrained(source)
     shutil.copy(GOOGLE / "vocab.txt", source)
     snapshot = cache_of_the_hub(tmp_path / "hub", source)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
+    kept: dict[str, Any] = {"cache_dir": tmp_path / "hub", "local_files_only": True}
+    assert BertConfig.from_pretrained("someone/bert-x", **kept).hidden_size == 8
+    assert BertTokenizer.from_pretrained("someone/bert-x", **kept).mask_token_id == 4
+    assert BertModel.from_pretrained("someone/bert-x", **kept).config.hidden_size == 8
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert resolve_model("someone/bert-x", offline=True) == snapshot
     model = BertModel.from_pretrained("someone/bert-x", local_files_only=True)
     assert model.config.hidden_size == 8
