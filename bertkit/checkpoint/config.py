@@ -42,7 +42,7 @@ _UNSUPPORTED = {
 }
 # Written to config.json only when they differ from the default, as transformers does.
 _ONLY_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict", "dtype",
-                  "problem_type", "architectures")  # fmt: skip
+                  "problem_type", "architectures", "position_embedding_type")  # fmt: skip
 
 
 class BertConfig:

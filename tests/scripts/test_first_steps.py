@@ -73,7 +73,6 @@ from transformers import AutoConfig, BertConfig, BertModel
 config = BertConfig.from_pretrained(folder, num_labels=3)
 told = json.loads(str(config).removeprefix("BertConfig "))
 told.pop("transformers_version", None)
-told.pop("position_embedding_type", None)  # version 5 writes it no more
 print(str(config).startswith("BertConfig {"))
 print(sorted(told), dict(sorted(told.items())))
 model = BertModel.from_pretrained(folder)
