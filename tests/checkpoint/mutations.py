@@ -19,6 +19,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,14 @@ def edit(chance: random.Random, tree: Any) -> Any:
         path.append((node, key))
         node = node[key]
     if not path:
-        return chance.choice(SCRAPS)
+        return deepcopy(chance.choice(SCRAPS))
     inside, key = path[-1]
     if chance.random() < 0.2:
         del inside[key]
     elif chance.random() < 0.1 and isinstance(inside, dict):
         inside[chance.choice(("a", "", "__metadata__", "x" * 999))] = inside.pop(key)
     else:
-        inside[key] = chance.choice(SCRAPS)
+        inside[key] = deepcopy(chance.choice(SCRAPS))
     return tree
 
 
