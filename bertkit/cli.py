@@ -13,7 +13,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 from bertkit import __version__
 from bertkit.errors import BertkitError, UsageError
-from bertkit.verbs import ask, corpus, doctor, grow, pretrain
 
 DONE, BAD_INPUT, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,19 +28,42 @@ app = App(
     print_error=False,
     suppress_keyboard_interrupt=False,
 )
-app.command(corpus.vocab)
-app.command(corpus.prepare)
-app.command(pretrain.pretrain)
-app.command(grow.grow)
-app.command(ask.fill)
-app.command(ask.next_sentence, name="next")
-app.command(doctor.doctor)
-# Named, not imported: the demo stands beside the command line and runs it.
-app.command(
-    "bertkit.demo:demo",
-    name="demo",
-    help="The whole story in five minutes, on English text that this machine has already.",
-)
+
+# Named, not imported: `--help` reads these lines alone, and a verb loads no other. The demo runs
+# the command line itself.
+VERBS = {
+    "vocab": (
+        "bertkit.verbs.corpus:vocab",
+        "Learn a WordPiece vocabulary from a corpus, and report how it covers held-out text.",
+    ),
+    "prepare": (
+        "bertkit.verbs.corpus:prepare",
+        "Turn a corpus into token shards, once; interrupted and run again, it continues.",
+    ),
+    "pretrain": (
+        "bertkit.verbs.pretrain:pretrain",
+        "Pretrain a BERT on prepared shards: masked words and next sentences.",
+    ),
+    "grow": (
+        "bertkit.verbs.grow:grow",
+        "Let a model read longer inputs: its position embeddings are tiled. Then train it.",
+    ),
+    "fill": ("bertkit.verbs.ask:fill", "Predict what stands at each [MASK]."),
+    "next": (
+        "bertkit.verbs.ask:next_sentence",
+        "How likely is it that sentence B follows sentence A?",
+    ),
+    "doctor": (
+        "bertkit.verbs.doctor:doctor",
+        "Show what this machine can do: versions, threads, precisions, the matrix peak, free disk.",
+    ),
+    "demo": (
+        "bertkit.demo:demo",
+        "Run the whole story on English text that this machine has already.",
+    ),
+}
+for _name, (_place, _help) in VERBS.items():
+    app.command(_place, name=_name, help=_help)
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

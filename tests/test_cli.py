@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,13 @@ def test_flags_may_be_written_with_dashes() -> None:
         "--",
         "--a-b",
     ]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_line_of_a_verb_is_the_first_of_its_docstring(verb: str) -> None:
+    place, line = cli.VERBS[verb]
+    module, _, name = place.partition(":")
+    assert getattr(import_module(module), name).__doc__.split("\n")[0] == line
 
 
 def test_main_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
