@@ -40,6 +40,11 @@ class LoadReport:
     untrained: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether all was there and trained; else from_pretrained logs the report as a warning."""
+        return not (self.missing or self.resized or self.untrained or self.notes)
+
     def __str__(self) -> str:
         """One line for people."""
         parts = [f"{self.source}: {len(self.used)} tensors loaded"]

@@ -205,7 +205,7 @@ class PretrainedModel(nn.Module):
             untrained=untrained_heads({name: stored.tensor for name, stored in used.items()}),
             notes=notes,
         )
-        if fresh or model.load_report.untrained or notes:
+        if not model.load_report.is_clean:
             _log.warning("%s", model.load_report)
         return model.eval()
 

@@ -265,7 +265,8 @@ def build_model(recipe: Recipe, tokenizer: BertTokenizer, init: str | None, say:
         model = kind(_config(recipe, len(tokenizer), pad_token_id=tokenizer.pad_token_id))
     else:
         model = kind.from_pretrained(init, dtype=torch.float32)
-        say(str(model.load_report))
+        if model.load_report.is_clean:  # else it has been logged
+            say(str(model.load_report))
         _check_words(init, model.config, tokenizer)
         longest = max(recipe.data.max_length, recipe.data.final_max_length)
         if longest > model.config.max_position_embeddings:
