@@ -156,6 +156,7 @@ def test_it_continues_pretraining(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(runtime, "matrix_peak", lambda device, dtype: 1e11)
     model, data, run = tmp_path / "model", tmp_path / "data", tmp_path / "run"
@@ -170,9 +171,8 @@ def test_it_continues_pretraining(
     sets.append("log.eval_tokens=256")
     command += [word for setting in sets for word in ("--set", setting)]
     assert main([*command, "--steps", "5", "--json"]) == 0
-    out, err = capsys.readouterr()
-    result = json.loads(out.splitlines()[-1])
-    assert "cls.predictions, cls.seq_relationship not in the checkpoint" in err
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "cls.predictions, cls.seq_relationship not in the checkpoint" in caplog.text
     assert [row["text"] for row in result["before_after"]] == ["old", "new"]
     # The new head knows how frequent the words are; its random logits (this model's embeddings are
     # long) cost about a nat. Knowing nothing would be ln 30,522 = 10.3.
