@@ -55,7 +55,7 @@ VERBS = {
     ),
     "doctor": (
         "bertkit.verbs.doctor:doctor",
-        "Show what this machine can do: versions, threads, precisions, the matrix peak, free disk.",
+        "Show what this machine can do or, with a MODEL, what that model holds.",
     ),
     "demo": (
         "bertkit.demo:demo",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,12 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
+        # torch's own message tells how to switch the safety off; what counts is what it met.
+        met = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path}: refused: the pickle holds more than tensors, which could run code when "
-            f"loaded ({one_line(error)})"
+            f"{path}: refused: the pickle holds more than tensors"
+            f"{f' ({met[1][:80]})' if met else ''}, which could run code when loaded; have whoever "
+            "made it save model.state_dict() or, better, safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(f"{path}: damaged or no torch file: {one_line(error)}") from error

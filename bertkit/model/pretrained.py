@@ -141,12 +141,15 @@ class PretrainedModel(nn.Module):
         folder = resolve_model(
             source, revision=revision, token=token, offline=offline, cache_dir=cache_dir
         )
+        told = config is not None or "num_hidden_layers" in own
         if config is None:
             config = BertConfig.from_json_file(config_file(folder), **own)
         else:
             config = BertConfig.from_dict(config.to_dict(), **own)
         weights = read_weights(folder)
         model = cls.from_weights(weights, config, wanted, ignore_mismatched_sizes, **for_class)
+        if not told:
+            check_no_layer_is_left(model)
         model.name_or_path = os.fspath(source)
         return (model, _loading_info(model.load_report)) if output_loading_info else model
 
@@ -314,7 +317,8 @@ def _resized(
             if not allowed:
                 raise CheckpointError(
                     f"{one.path}: {name} is {list(one.tensor.shape)} in the weights but "
-                    f"{list(expected[name].shape)} by the configuration"
+                    f"{list(expected[name].shape)} by the configuration; "
+                    "ignore_mismatched_sizes=True begins it anew"
                 )
     return resized
 
@@ -328,6 +332,21 @@ def _check_encoder_is_there(missing: Iterable[str], weights: Weights, prefix: st
             raise CheckpointError(
                 f"{weights.path}: the weights lack {name}; not a whole BERT encoder{kind}"
             )
+
+
+def check_no_layer_is_left(model: PretrainedModel) -> None:
+    """Refuse a model that uses only the first layers of a checkpoint, where nobody asked for that.
+
+    Raises:
+        CheckpointError: naming the first tensor that its configuration has no place for.
+    """
+    report = model.load_report
+    left = [n for n in report.unexpected if ".encoder.layer." in f".{n}"] if report else []
+    if report and left:
+        raise CheckpointError(
+            f"{report.source}: the weights hold {left[0]}, but the configuration has "
+            f"{model.config.num_hidden_layers} layers"
+        )
 
 
 def _stored_dtype(used: Mapping[str, Stored], path: Path) -> torch.dtype:

@@ -20,6 +20,7 @@ from bertkit.model.heads import (
     BertForNextSentencePrediction,
     BertForPreTraining,
 )
+from bertkit.model.pretrained import check_no_layer_is_left
 from bertkit.runtime import pick_device
 from bertkit.tasks.mlm import FillMask, NextSentencePrediction
 from bertkit.text.tokenizer import BertTokenizer
@@ -104,6 +105,7 @@ def load(
     tokenizer = BertTokenizer.from_pretrained(folder)
     note = compare_sizes(len(tokenizer), config.vocab_size, os.fspath(name_or_path))
     model = model_class.from_weights(weights, config)
+    check_no_layer_is_left(model)
     model.name_or_path = os.fspath(name_or_path)
     if note and model.load_report:
         model.load_report = replace(model.load_report, notes=(*model.load_report.notes, note))

@@ -190,7 +190,8 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
     """
     if machine.rank == 0:
         saved = out / "recipe.toml"
-        if out.exists() and any(out.iterdir()) and not resume:
+        # A recipe alone is a run that was refused before it began.
+        if out.exists() and any(p != saved for p in out.iterdir()) and not resume:
             if not overwrite:
                 raise UsageError(f"{out} is not empty; say --resume to continue or --overwrite")
             if not saved.is_file():

@@ -29,9 +29,10 @@ def doctor(
     revision: Revision = None,
     common: Common | None = None,
 ) -> None:
-    """Show what this machine can do: versions, threads, precisions, the matrix peak, free disk.
+    """Show what this machine can do or, with a MODEL, what that model holds.
 
-    With a model: which tensors, heads and vocabulary it has, and whether they fit together.
+    Of the machine: versions, threads, precisions, the matrix peak, free disk. Of a model: its
+    tensors, heads and vocabulary, and whether they fit together.
     """
     common = common or Common()
     table = ""

@@ -169,3 +169,9 @@ def test_any_json_gives_a_configuration_or_a_config_error(settings: dict[str, An
     except ConfigError:
         return
     assert BertConfig.from_dict(json.loads(config.to_json_string())).hidden_size > 0
+
+
+def test_asking_for_as_many_labels_as_there_are_keeps_their_names() -> None:
+    stored = BertConfig(id2label={0: "neg", 1: "neu", 2: "pos"}).to_dict()
+    assert BertConfig.from_dict(stored, num_labels=3).label2id == {"neg": 0, "neu": 1, "pos": 2}
+    assert BertConfig.from_dict(stored, num_labels=4).id2label[0] == "LABEL_0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ def test_an_encoder_with_a_hole_is_refused(theirs: tuple[Any, Path], tmp_path: P
     damaged(tmp_path, theirs[1], "word_embeddings", **words)
     with pytest.raises(CheckpointError, match=r"as torch\.int64, not floats"):
         BertForMaskedLM.from_pretrained(tmp_path)
+
+
+def test_layers_that_the_configuration_does_not_know_are_refused(
+    theirs: tuple[Any, Path], tmp_path: Path
+) -> None:
+    _, folder = theirs
+    shutil.copytree(folder, tmp_path / "model")
+    told = json.loads((folder / "config.json").read_text())
+    told["num_hidden_layers"] -= 1
+    (tmp_path / "model" / "config.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=r"hold bert\.encoder\.layer\.\d"):
+        BertForPreTraining.from_pretrained(tmp_path / "model")
 
 
 def test_old_files_load_quietly(theirs: tuple[Any, Path], tmp_path: Path) -> None:

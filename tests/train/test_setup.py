@@ -218,6 +218,7 @@ def test_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_still_trains_is_neither_joined_nor_replaced(tmp_path: Path) -> None:
     recipe = small_recipe(train__steps=3)
     open_run(tmp_path / "run", recipe, False, False, MACHINE)
+    (tmp_path / "run" / "log.jsonl").touch()
     with only_one(tmp_path / "run", MACHINE):
         with pytest.raises(UsageError, match="another process is training here"):
             open_run(tmp_path / "run", recipe, False, True, MACHINE)
@@ -228,3 +229,10 @@ def test_a_run_that_still_trains_is_neither_joined_nor_replaced(tmp_path: Path) 
             pass
     assert (tmp_path / "run" / "recipe.toml").is_file()
     open_run(tmp_path / "run", recipe, False, True, MACHINE)
+
+
+def test_a_run_that_was_refused_before_it_began_blocks_nothing(tmp_path: Path) -> None:
+    open_run(tmp_path, small_recipe(train__steps=3), False, False, MACHINE)
+    again = small_recipe(train__steps=4)
+    open_run(tmp_path, again, False, False, MACHINE)
+    assert (tmp_path / "recipe.toml").read_text() == dump_recipe(again)
