@@ -190,9 +190,10 @@ class BertConfig:
     def from_dict(cls, settings: dict[str, Any], **overrides: Any) -> Self:
         """A configuration from the table in a config.json; `overrides` win."""
         labels = {"num_labels", "id2label", "label2id"}
-        same_number = overrides.get("num_labels") == len(settings.get("id2label") or ())
-        if same_number and labels & overrides.keys() == {"num_labels"}:
-            del overrides["num_labels"]  # the names that go with it stay
+        names = settings.get("id2label")
+        if isinstance(names, dict) and labels & overrides.keys() == {"num_labels"}:
+            if overrides["num_labels"] == len(names):
+                del overrides["num_labels"]  # the names that go with it stay
         if labels & overrides.keys():
             settings = {name: v for name, v in settings.items() if name not in labels}
         return cls(**(settings | overrides))

@@ -175,3 +175,6 @@ def test_asking_for_as_many_labels_as_there_are_keeps_their_names() -> None:
     stored = BertConfig(id2label={0: "neg", 1: "neu", 2: "pos"}).to_dict()
     assert BertConfig.from_dict(stored, num_labels=3).label2id == {"neg": 0, "neu": 1, "pos": 2}
     assert BertConfig.from_dict(stored, num_labels=4).id2label[0] == "LABEL_0"
+    with pytest.raises(ConfigError, match="id2label must be a table"):
+        BertConfig.from_dict({"id2label": True}, id2label=True)
+    assert BertConfig.from_dict({"id2label": True}, num_labels=2).num_labels == 2
