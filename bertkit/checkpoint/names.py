@@ -46,7 +46,7 @@ _GOOGLE = (
     ("cls/squad/output_{output}", "qa_outputs.{output}"),
     ("output_{output}", "classifier.{output}"),
 )
-# What may stand at a placeholder: Google's word and today's.
+# What may stand in braces: Google's word and today's.
 _WORDS_AT = {
     "words": {"word": "word", "position": "position", "token_type": "token_type"},
     "qkv": {"query": "query", "key": "key", "value": "value"},

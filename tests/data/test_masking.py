@@ -2,6 +2,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from numpy.typing import NDArray
 
@@ -208,8 +209,7 @@ def test_mask_tokens_checks_its_input() -> None:
 
 
 def test_mask_tokens_has_the_statistics_of_transformers() -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="the reference is not installed")
     vocab = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])}
     vocab |= {f"w{i}": i for i in range(5, V)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))

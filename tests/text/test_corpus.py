@@ -254,7 +254,7 @@ def test_folders_and_globs(tmp_path: Path) -> None:
 
 
 def test_saved_hugging_face_datasets(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="what writes these folders is not installed")
     datasets.disable_progress_bars()
     train = datasets.Dataset.from_dict({"text": ["one", "two"], "n": [1, 2]})
     test = datasets.Dataset.from_dict({"text": ["three"], "n": [3]})

@@ -64,7 +64,7 @@ def test_nan_and_infinity_are_still_json(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # TensorBoard's own
 def test_tensorboard_when_asked(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with RunLog(tmp_path / "log.jsonl", 0, tmp_path / "board") as log:

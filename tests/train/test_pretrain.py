@@ -283,7 +283,7 @@ def test_without_a_held_out_share(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # TensorBoard's own
 def test_tensorboard_when_asked(data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     run(data, tmp_path, train__steps=2, log__tensorboard=True)
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
 
