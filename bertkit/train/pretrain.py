@@ -13,84 +13,37 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 import torch.distributed as dist
 from torch import nn
 
 from bertkit import runtime
 from bertkit.batch import PretrainBatch
-from bertkit.checkpoint.store import newest_step
 from bertkit.errors import TrainingError
-from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, dump_recipe
-from bertkit.text.tokenizer import BertTokenizer
-from bertkit.train.budget import Budget
 from bertkit.train.card import write_result
 from bertkit.train.evaluation import sample_fills
-from bertkit.train.forgetting import Watch, old_batches
-from bertkit.train.log import Progress, RunLog, clock
-from bertkit.train.optim import Optimizers, learning_rate_at
+from bertkit.train.log import Progress, clock
+from bertkit.train.optim import learning_rate_at
+from bertkit.train.run import Run, announce, figures_before, prepare_run
 from bertkit.train.setup import (
     PretrainResult,
-    Source,
     build_loader,
-    build_model,
     only_one,
     open_data,
     open_run,
-    rebuild_model,
     resolve,
     wants_compile,
 )
-from bertkit.train.state import RunState, restore_state, save_state
-from bertkit.train.step import Model, StepResult, evaluate, flops_per_token, forward_backward, wrap
-from bertkit.train.unigram import (
-    Baseline,
-    has_new_bias,
-    start_at_unigram,
-    unigram_baseline,
-    word_shares,
-)
+from bertkit.train.state import save_state
+from bertkit.train.step import StepResult, evaluate, flops_per_token, forward_backward
 
 # A run that had to skip this many steps in a row is not learning any more.
 MOST_SKIPS = 25
-
-
-@dataclass
-class Run:
-    """Everything that the loop works with."""
-
-    out: Path
-    data: list[Path]
-    recipe: Recipe
-    machine: Runtime
-    source: Source
-    model: Model
-    module: nn.Module
-    optimizers: Optimizers
-    state: RunState
-    budget: Budget
-    dev: list[PretrainBatch]
-    baseline: Baseline
-    peak_flops: float
-    log: RunLog
-    progress: Progress
-    watch: Watch | None = None
-    last_eval: StepResult | None = None
-    last_save: float = 0.0
-    # A signal came to this rank; `stop` follows when all ranks have heard of it.
-    asked: bool = False
-    stop: bool = False
-
-    @property
-    def done(self) -> bool:
-        """The budget is spent, or all ranks agreed to stop."""
-        return self.stop or self.state.progress >= 1
 
 
 def pretrain(
@@ -135,141 +88,13 @@ def pretrain(
         open_run(out, recipe, resume, overwrite, machine)
         stack.enter_context(only_one(out, machine))
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))
-        run = _prepare_run((list(data), out), recipe, machine, source, resume, progress)
+        run = prepare_run((list(data), out), recipe, machine, source, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(_stop_signals(run))
-        _announce(run)
-        _before(run)
+        announce(run)
+        figures_before(run)
         _loop(run)
         return _finish(run)
-
-
-def _prepare_run(
-    places: tuple[list[Path], Path],
-    recipe: Recipe,
-    machine: Runtime,
-    source: Source,
-    resume: bool,
-    progress: Progress,
-) -> Run:
-    (data, out), train = places, recipe.train
-    begun = time.monotonic()
-    torch.manual_seed(train.seed)
-    shares = word_shares(source.train, source.tokenizer)
-    found = newest_step(out / "checkpoints", progress.say) if resume else None
-    if found is None:
-        model = build_model(recipe, source.tokenizer, recipe.model.init, progress.say)
-        if train.unigram_bias and has_new_bias(model):
-            start_at_unigram(model, shares)
-    else:
-        model = rebuild_model(recipe, found)
-    model = model.to(machine.device).train()
-    assert train.learning_rate is not None
-    optimizers = Optimizers(model, train, train.learning_rate)
-    state = RunState()
-    if found is not None:
-        state = restore_state(found, model, optimizers)
-        _check_same_machine(state, machine, progress)
-        progress.say(f"continuing from {found} (step {state.step:,})")
-    state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
-    loader = build_loader(source.train, recipe, source.tokenizer, machine, phase=0)
-    epoch_tokens = loader.epoch_tokens() if train.epochs is not None else 0
-    dev = []
-    if source.dev and recipe.log.evals:
-        held_out = build_loader(source.dev, recipe, source.tokenizer, machine, phase=0)
-        dev = held_out.dev_batches(recipe.log.eval_tokens)
-    watch = _watch(recipe, source.tokenizer, machine, dev, model)
-    return Run(
-        out=out,
-        data=data,
-        recipe=recipe,
-        machine=machine,
-        source=source,
-        model=model,
-        module=wrap(model, machine, wants_compile(recipe, machine)),
-        optimizers=optimizers,
-        state=state,
-        budget=Budget(train, epoch_tokens, state, machine, begun),
-        dev=dev,
-        baseline=unigram_baseline(shares, dev),
-        peak_flops=runtime.matrix_peak(machine.device, machine.dtype),
-        log=RunLog(out / "log.jsonl", state.step, _board(out, recipe), silent=machine.rank > 0),
-        progress=progress,
-        watch=watch,
-        last_save=time.monotonic(),
-    )
-
-
-def _watch(
-    recipe: Recipe,
-    tokenizer: BertTokenizer,
-    machine: Runtime,
-    dev: list[PretrainBatch],
-    model: Model,
-) -> Watch | None:
-    """What is watched of a run that goes on from a model."""
-    if recipe.model.init is None:
-        return None
-    report = model.load_report
-    return Watch(
-        old_batches(recipe, tokenizer, machine), dev, () if report is None else report.missing
-    )
-
-
-def _before(run: Run) -> None:
-    """The figures that a run goes on from: taken now, or in an earlier sitting."""
-    watch, state = run.watch, run.state
-    if watch is None or not (watch.old or watch.new):
-        return
-    if state.step:
-        if remark := watch.recall(run.out / "log.jsonl"):
-            run.progress.say(remark)
-        return
-    run.log.write("before", 0, **watch.begin(run.module, run.machine))
-    shown = [f"{text} text {figures['mlm_loss']:.3f}" for text, figures in watch.before.items()]
-    run.progress.say(f"held-out masked-word loss before training: {', '.join(shown)}")
-
-
-def _board(out: Path, recipe: Recipe) -> Path | None:
-    return out / "tensorboard" if recipe.log.tensorboard else None
-
-
-def _check_same_machine(state: RunState, machine: Runtime, progress: Progress) -> None:
-    """Continuing elsewhere is allowed; bit-identical it is only on the same footing."""
-    for name, before, now in (
-        ("CPU threads", state.threads, machine.threads),
-        ("ranks", state.world, machine.world),
-        ("torch", state.torch, str(torch.__version__)),
-    ):
-        if before != now:
-            progress.say(f"note: {name} were {before}, now {now}: the run goes on, not bit for bit")
-
-
-def _announce(run: Run) -> None:
-    machine, config = run.machine, run.model.config
-    run.progress.say(
-        f"{type(run.model).__name__}: {config.num_hidden_layers} layers of {config.hidden_size}, "
-        f"{config.vocab_size:,} words, {run.model.num_parameters():,} parameters; "
-        f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
-        f"{machine.world} rank(s) of {machine.threads} threads, "
-        f"matrix peak {run.peak_flops / 1e9:,.0f} GFLOP/s"
-    )
-    if run.dev:
-        run.progress.say(
-            f"unigram baseline on the held-out masks: loss {run.baseline.loss:.3f}, "
-            f"accuracy {run.baseline.accuracy:.3f}"
-        )
-    if run.state.step == 0:
-        run.log.write(
-            "start",
-            0,
-            parameters=run.model.num_parameters(),
-            unigram_loss=run.baseline.loss,
-            unigram_accuracy=run.baseline.accuracy,
-            device=str(machine.device),
-            dtype=str(machine.dtype).removeprefix("torch."),
-            matrix_peak_flops=run.peak_flops,
-        )
 
 
 def _loop(run: Run) -> None:

@@ -6,7 +6,8 @@ import torch
 
 from bertkit.batch import PretrainBatch
 from bertkit.train.evaluation import sample_fills
-from bertkit.train.setup import Source, build_model
+from bertkit.train.setup import Source
+from bertkit.train.start import build_model
 from bertkit.train.step import Model
 from tests.train.conftest import MACHINE, small_recipe
 

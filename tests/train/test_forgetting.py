@@ -18,7 +18,8 @@ from bertkit.train import card
 from bertkit.train.forgetting import before_after_table, old_batches
 from bertkit.train.log import read_log
 from bertkit.train.pretrain import pretrain
-from bertkit.train.setup import PretrainResult, build_loader, build_model, open_data, resolve
+from bertkit.train.setup import PretrainResult, build_loader, open_data, resolve
+from bertkit.train.start import build_model
 from bertkit.train.step import evaluate, wrap
 from tests.train.conftest import TOPICS, small_recipe, topic_words, write_data
 from tests.train.test_resume import Killed, at_step, end_of

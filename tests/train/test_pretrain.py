@@ -29,7 +29,8 @@ from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train import pretrain as pretrain_module
 from bertkit.train import state
 from bertkit.train.log import read_log
-from bertkit.train.pretrain import Run, pretrain
+from bertkit.train.pretrain import pretrain
+from bertkit.train.run import Run
 from bertkit.train.setup import PretrainResult, build_loader, open_data
 from bertkit.train.step import StepResult
 from tests.train.conftest import small_recipe

@@ -14,15 +14,8 @@ from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, dump_recipe, load_recipe
-from bertkit.train.setup import (
-    build_loader,
-    build_model,
-    only_one,
-    open_data,
-    open_run,
-    resolve,
-    wants_compile,
-)
+from bertkit.train.setup import build_loader, only_one, open_data, open_run, resolve, wants_compile
+from bertkit.train.start import build_model
 from tests.train.conftest import small_recipe
 
 CPU = torch.device("cpu")

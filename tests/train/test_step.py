@@ -12,7 +12,8 @@ from bertkit.batch import PretrainBatch
 from bertkit.data.loader import PretrainLoader
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe
-from bertkit.train.setup import build_model, open_data, vocabulary_of
+from bertkit.train.setup import open_data, vocabulary_of
+from bertkit.train.start import build_model
 from bertkit.train.step import Pretraining, evaluate, flops_per_token, forward_backward, wrap
 from tests.train.conftest import small_recipe
 

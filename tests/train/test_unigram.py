@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from bertkit.batch import PretrainBatch
-from bertkit.train.setup import Source, build_model
+from bertkit.train.setup import Source
+from bertkit.train.start import build_model
 from bertkit.train.step import evaluate, wrap
 from bertkit.train.unigram import has_new_bias, start_at_unigram, unigram_baseline, word_shares
 from tests.train.conftest import MACHINE, small_recipe
