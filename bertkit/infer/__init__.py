@@ -1,0 +1,1 @@
+"""Using trained models: prediction, the figures and pictures of evaluation, comparisons."""
