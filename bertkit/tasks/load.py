@@ -22,7 +22,8 @@ from bertkit.model.heads import (
 )
 from bertkit.model.pretrained import check_no_layer_is_left
 from bertkit.runtime import pick_device
-from bertkit.tasks.mlm import FillMask, NextSentencePrediction
+from bertkit.tasks.mlm import FillMask
+from bertkit.tasks.nsp import NextSentencePrediction
 from bertkit.text.tokenizer import BertTokenizer
 
 # By the heads that the weights hold: (masked words, next sentence).

@@ -1,8 +1,7 @@
-"""What a pretrained BERT can be asked: the word at a [MASK], and whether one sentence follows."""
+"""What stands at a [MASK]: the question that a pretrained BERT was trained to answer."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,19 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import torch
 from torch import Tensor
 
-from bertkit.batch import Batch
 from bertkit.checkpoint.report import is_initial
-from bertkit.errors import CheckpointError, DataError, MissingHeadError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
+from bertkit.tasks.asking import (
+    answering,
+    check_head_is_there,
+    check_tokenizer_fits,
+    chunks,
+    model_name,
+    pack,
+)
 
 if TYPE_CHECKING:
     from bertkit.text.tokenizer import BertTokenizer
-
-# Tokens of one forward pass. A question asks at a few positions only, so that its logits, which
-# are far wider than the hidden states, stay small beside this.
-_CHUNK_TOKENS = 4096
-_CHUNK_ASKED = 256
 
 
 class Fill(TypedDict):
@@ -35,15 +36,6 @@ class Fill(TypedDict):
     token_str: str
     score: float
     sequence: str
-
-
-class NextSentence(TypedDict):
-    """Whether B follows A: the likelier `label` with its `score`, and both probabilities."""
-
-    label: str
-    score: float
-    is_next: float
-    random: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +71,7 @@ class FillMask:
 
     def __init__(self, model: Any, tokenizer: BertTokenizer) -> None:
         check_mlm_head(model)
-        _check_sizes(model, tokenizer)
+        check_tokenizer_fits(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.max_length: int = model.config.max_position_embeddings
 
@@ -120,7 +112,7 @@ class FillMask:
         if top_k < 1:
             raise UsageError(f"top_k is {top_k}; it must be 1 or more")
         read = self._read([texts] if isinstance(texts, str) else list(texts))
-        with _answering(self.model):
+        with answering(self.model):
             answers = self._open(read, top_k) if targets is None else self._among(read, targets)
         answers = [[mask[:top_k] for mask in answer] for answer in answers]
         return answers[0] if isinstance(texts, str) else answers
@@ -218,7 +210,7 @@ class FillMask:
                 self.tokenizer.sep_token_id,
             ]
             rows.append((ids, [1 + at - start for at in question.asked]))
-        for chunk in _chunks([(len(ids), len(asked)) for ids, asked in rows]):
+        for chunk in chunks([(len(ids), len(asked)) for ids, asked in rows]):
             batch = pack([rows[i][0] for i in chunk])
             starts = batch.starts.tolist()
             positions = torch.tensor(
@@ -229,154 +221,14 @@ class FillMask:
             yield from zip(chunk, parts, strict=True)
 
 
-class NextSentencePrediction:
-    """Tells whether a sentence follows another.
-
-    Args:
-        model: a model with the next-sentence head.
-        tokenizer: the tokenizer it was trained with.
-
-    Raises:
-        MissingHeadError: the model lacks the head, or the head was never trained.
-        CheckpointError: the tokenizer has more tokens than the model.
-    """
-
-    def __init__(self, model: Any, tokenizer: BertTokenizer) -> None:
-        check_nsp_head(model)
-        _check_sizes(model, tokenizer)
-        self.model, self.tokenizer = model, tokenizer
-
-    @overload
-    def next(self, a: str, b: str) -> NextSentence: ...
-
-    @overload
-    def next(self, a: list[str], b: list[str]) -> list[NextSentence]: ...
-
-    def next(self, a: str | list[str], b: str | list[str]) -> NextSentence | list[NextSentence]:
-        """How likely B is the text that follows A. Too long a pair is cut, the longer text first.
-
-        Args:
-            a: a text, or several.
-            b: a text, or as many.
-
-        Raises:
-            DataError: a text is empty, or there are not as many of B as of A.
-        """
-        single = isinstance(a, str) and isinstance(b, str)
-        firsts, seconds = ([x] if isinstance(x, str) else list(x) for x in (a, b))
-        if len(firsts) != len(seconds):
-            raise DataError(f"there are {len(firsts)} first texts and {len(seconds)} second ones")
-        for name, texts in (("first", firsts), ("second", seconds)):
-            if not all(text.strip() for text in texts):
-                raise DataError(f"the {name} text is empty; give two sentences")
-        answers = self._answer(firsts, seconds) if firsts else []
-        return answers[0] if single else answers
-
-    def _answer(self, firsts: list[str], seconds: list[str]) -> list[NextSentence]:
-        limit = self.model.config.max_position_embeddings
-        rows = self.tokenizer(firsts, seconds, truncation="longest_first", max_length=limit)
-        ids, types = rows["input_ids"], rows["token_type_ids"]
-        answers: dict[int, NextSentence] = {}
-        with _answering(self.model):
-            for chunk in _chunks([(len(row), 0) for row in ids]):
-                batch = pack([ids[i] for i in chunk], [types[i] for i in chunk])
-                logits = self.model.nsp_logits(batch.to(self.model.device))
-                for i, (follows, random) in zip(
-                    chunk, logits.float().softmax(-1).tolist(), strict=True
-                ):
-                    label = "is_next" if follows >= random else "random"
-                    answers[i] = NextSentence(
-                        label=label, score=max(follows, random), is_next=follows, random=random
-                    )
-        return [answers[i] for i in range(len(ids))]
-
-
 def check_mlm_head(model: Any) -> None:
     """Raise MissingHeadError where a model lacks the masked-word head, or never trained it."""
     head = getattr(getattr(model, "cls", None), "predictions", None)
     what = "masked-word head (cls.predictions)"
-    _check_there(model, head, ("cls.predictions.",), what)
+    check_head_is_there(model, head, ("cls.predictions.",), what)
     norm = head.transform.LayerNorm  # type: ignore[union-attr]
     if is_initial(head.bias, norm.weight, norm.bias):  # type: ignore[union-attr]
-        raise MissingHeadError(f"{_name(model)}: its {what} was never trained")
-
-
-def check_nsp_head(model: Any) -> None:
-    """Raise MissingHeadError where a model lacks the next-sentence head, or never trained it.
-
-    A head trained on sentence order (mlm+sop) answers another question and is refused as well.
-    """
-    if getattr(getattr(model, "config", None), "pair_objective", None) == "sop":
-        raise MissingHeadError(
-            f"{_name(model)}: its pair head was trained on sentence order (mlm+sop), not on next "
-            "sentences"
-        )
-    head = getattr(getattr(model, "cls", None), "seq_relationship", None)
-    what = "next-sentence head (cls.seq_relationship)"
-    _check_there(model, head, ("cls.seq_relationship.", "bert.pooler."), what)
-    if not head.bias.any() and not model.bert.pooler.dense.bias.any():  # type: ignore[union-attr]
-        raise MissingHeadError(f"{_name(model)}: its {what} was never trained")
-
-
-def pack(rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Batch:
-    """Lay rows of ids end to end; `types` are their segments (None: all 0)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    total = int(lengths.sum())
-    segments = [t for row in types for t in row] if types else [0] * total
-    return Batch(
-        torch.tensor([i for row in rows for i in row]),
-        torch.tensor(segments),
-        torch.arange(total) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths),
-        lengths,
-    )
-
-
-def _check_there(model: Any, head: Any, parts: tuple[str, ...], what: str) -> None:
-    report = getattr(model, "load_report", None)
-    lost = report and any(n.startswith(parts) for n in (*report.missing, *report.resized))
-    if head is None or lost:
-        raise MissingHeadError(
-            f"{_name(model)}: has no {what}; pretrain it with `bertkit pretrain`, or name a model "
-            "that has one"
-        )
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "name_or_path", "") or "the model"
-
-
-def _check_sizes(model: Any, tokenizer: BertTokenizer) -> None:
-    if len(tokenizer) > model.config.vocab_size:
-        raise CheckpointError(
-            f"{_name(model)}: the tokenizer has {len(tokenizer)} tokens but the model only "
-            f"{model.config.vocab_size}; they do not belong together"
-        )
-
-
-@contextlib.contextmanager
-def _answering(model: Any) -> Iterator[None]:
-    """Without dropout and gradients. (Not inference mode: caches outlive the call.)"""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def _chunks(sizes: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """Indices of (tokens, asked positions), in groups of like length that fit a forward pass."""
-    chunk: list[int] = []
-    tokens = asked = 0
-    for i in sorted(range(len(sizes)), key=lambda i: sizes[i][0]):
-        tokens, asked = tokens + sizes[i][0], asked + sizes[i][1]
-        if chunk and (tokens > _CHUNK_TOKENS or asked > _CHUNK_ASKED):
-            yield chunk
-            chunk, (tokens, asked) = [], sizes[i]
-        chunk.append(i)
-    if chunk:
-        yield chunk
+        raise MissingHeadError(f"{model_name(model)}: its {what} was never trained")
 
 
 def _window(length: int, keep: tuple[int, int], room: int) -> tuple[int, int]:

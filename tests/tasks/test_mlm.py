@@ -19,7 +19,8 @@ from bertkit.model.heads import (
     BertForPreTraining,
 )
 from bertkit.tasks.load import Pipeline, load
-from bertkit.tasks.mlm import FillMask, NextSentencePrediction
+from bertkit.tasks.mlm import FillMask
+from bertkit.tasks.nsp import NextSentencePrediction
 from bertkit.text.tokenizer import BertTokenizer
 
 VOCAB = (
