@@ -6,7 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bertkit import runtime
@@ -95,13 +97,7 @@ def prepare_run(
     torch.manual_seed(train.seed)
     shares = word_shares(source.train, source.tokenizer)
     found = newest_step(out / "checkpoints", progress.say) if resume else None
-    if found is None:
-        model = build_model(recipe, source.tokenizer, recipe.model.init, progress.say)
-        if train.unigram_bias and has_new_bias(model):
-            start_at_unigram(model, shares)
-    else:
-        model = rebuild_model(recipe, found)
-    model = model.to(machine.device).train()
+    model = _model(recipe, source, shares, found, progress).to(machine.device).train()
     assert train.learning_rate is not None
     optimizers = Optimizers(model, train, train.learning_rate)
     state = RunState()
@@ -133,6 +129,22 @@ def prepare_run(
         watch=watch,
         last_save=time.monotonic(),
     )
+
+
+def _model(
+    recipe: Recipe,
+    source: Source,
+    shares: NDArray[np.float64],
+    found: Path | None,
+    progress: Progress,
+) -> Model:
+    """The model before its first step, or one for the checkpoint `found` to fill."""
+    if found is not None:
+        return rebuild_model(recipe, found)
+    model = build_model(recipe, source.tokenizer, recipe.model.init, progress.say)
+    if recipe.train.unigram_bias and has_new_bias(model):
+        start_at_unigram(model, shares)
+    return model
 
 
 def _held_out(recipe: Recipe, machine: Runtime, source: Source) -> list[PretrainBatch]:
