@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bertkit.checkpoint.auto import AutoConfig
     from bertkit.checkpoint.config import BertConfig
-    from bertkit.data.examples import build_pair, sentence_pairs
     from bertkit.data.masking import mask_tokens
+    from bertkit.data.pairs import build_pair, sentence_pairs
     from bertkit.errors import BertkitError
     from bertkit.model.auto import (
         AutoModel,
@@ -69,11 +69,11 @@ HOMES = {
     "BertTokenizer": "bertkit.text.tokenizer",
     "BertTokenizerFast": "bertkit.text.tokenizer",
     "BertkitError": "bertkit.errors",
-    "build_pair": "bertkit.data.examples",
+    "build_pair": "bertkit.data.pairs",
     "extend_positions": "bertkit.model.grow",
     "load": "bertkit.tasks.load",
     "mask_tokens": "bertkit.data.masking",
-    "sentence_pairs": "bertkit.data.examples",
+    "sentence_pairs": "bertkit.data.pairs",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertkit.data.shards import ShardWriter
+from bertkit.data.shardwriter import ShardWriter
 
 pytest.importorskip("transformers", reason="the peer of the benchmarks is not installed")
 pytest.importorskip("psutil", reason="the benchmarks measure memory with psutil")

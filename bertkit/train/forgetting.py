@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from torch import nn
 
 from bertkit.batch import PretrainBatch
-from bertkit.data.shards import ShardWriter, TokenStore
+from bertkit.data.shards import TokenStore
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import DataError
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe

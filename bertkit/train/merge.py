@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from bertkit.data.shards import ShardWriter
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import DataError
 from bertkit.train.heldout import DEV, TRAIN, Choice, choose
 from bertkit.train.parts import Part, document_tokens, read_part

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.data.collate import Vocabulary
-from bertkit.data.shards import ShardWriter, TokenStore
+from bertkit.data.shards import TokenStore
+from bertkit.data.shardwriter import ShardWriter
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 FIRST = 5  # the id of sentence 0

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertkit.data.collate import collate, pack, split_evenly
-from bertkit.data.examples import Examples, build_pair
+from bertkit.data.examples import Examples
 from bertkit.data.masking import MaskRules
 from bertkit.data.order import hash_u64
+from bertkit.data.pairs import build_pair
 from tests.data.corpora import CLS, MASK, PAD, SEP, vocabulary
 
 V = 100

@@ -13,14 +13,14 @@ from bertkit.data.examples import (
     ExampleRules,
     Examples,
     balance,
-    build_pair,
     join_examples,
     make_examples,
-    sentence_pairs,
     truncate_pairs,
 )
 from bertkit.data.order import hash_u64, units_of
-from bertkit.data.shards import ShardWriter, TokenStore
+from bertkit.data.pairs import build_pair, sentence_pairs
+from bertkit.data.shards import TokenStore
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import UsageError
 from tests.data.corpora import FIRST, numbered, prose
 

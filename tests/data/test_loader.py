@@ -14,7 +14,8 @@ import torch
 
 from bertkit.batch import PretrainBatch
 from bertkit.data.loader import Cursor, PretrainLoader, Step, _prefetch
-from bertkit.data.shards import ShardWriter, TokenStore
+from bertkit.data.shards import TokenStore
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import UsageError
 from bertkit.settings import DataSettings
 from tests.data.corpora import FIRST, MASK, numbered, prose, vocabulary

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bertkit.data.shards import ShardWriter, TokenStore, flat_ranges
+from bertkit.data.shards import TokenStore, flat_ranges
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import DataError
 
 Documents = list[list[list[int]]]

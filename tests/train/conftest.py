@@ -11,7 +11,7 @@ import torch
 
 from bertkit import runtime
 from bertkit.batch import PretrainBatch
-from bertkit.data.shards import ShardWriter
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, load_recipe
 from bertkit.text.tokenizer import BertTokenizer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bertkit.data.shards import ShardWriter
+from bertkit.data.shardwriter import ShardWriter
 from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.runtime import Runtime
