@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 import tomli_w
@@ -129,6 +129,133 @@ class Recipe(Struct, kw_only=True, forbid_unknown_fields=True):
     log: LogSettings = msgspec.field(default_factory=LogSettings)
 
 
+Budget = Annotated[float, Meta(gt=0)]
+Rate = Annotated[float, Meta(gt=0)]
+
+
+class TaskModelSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What fine-tuning begins with."""
+
+    # The model: a folder, a run, a hub id. Its dimensions, words and dropout are taken over.
+    init: str | None = None
+
+
+class TaskDataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How rows of a labelled file become what the model reads."""
+
+    # Tokens of a text, a pair, a window, at most; 0: what the model takes (qa: BERT's 384).
+    max_length: Annotated[int, Meta(ge=0)] = 0
+    # Windows of a long text share this many tokens (tag, qa).
+    doc_stride: Positive = 128
+    max_query_length: Positive = 64
+    max_answer_length: Positive = 30
+    n_best_size: Positive = 20
+    # Tags decided together, by a conditional random field over the tokens' scores.
+    crf: bool = False
+    # The tags that the model learns, whatever the file's scheme is; none: BIO, or plain labels.
+    scheme: Literal["BIO", "BIOES", "BMES", "IO", "plain"] | None = None
+    # A text may have several labels, or none; none: as the file has them.
+    multi_label: bool | None = None
+    # Without a dev file, this share of the training rows is held out and measured on.
+    dev: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    # k-fold: k runs, each measured on the k-th of the training rows that it has not seen.
+    folds: Annotated[int, Meta(ge=0)] = 0
+    # Each class's rows are repeated until it has this share of the largest class's; 0: as they are.
+    oversample: Share = 0.0
+    # Rows of tags are changed anew in each epoch: entities swapped for others of their type, or
+    # tokens outside of them hidden behind [MASK].
+    augment: Literal["none", "entities", "tokens", "both"] = "none"
+    augment_share: Share = 0.3
+    # Rows that cannot be used are left out and counted, instead of ending the run.
+    skip_bad_rows: bool = False
+
+
+class TaskTrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """One fine-tuning. At most one of epochs, steps, minutes is the budget; none: 3 epochs."""
+
+    epochs: Budget | None = None
+    steps: Positive | None = None
+    minutes: Budget | None = None
+    # Examples of one optimiser step over all ranks: rows; windows for tags and answers.
+    batch_size: Positive = 32
+    # Tokens that one device takes at a time; None: all of its share of the step.
+    micro_tokens: Positive | None = None
+    # Peak of the encoder; None: by task, 2e-5 (classify, regress, choose) or 3e-5 (tag, qa).
+    learning_rate: Rate | None = None
+    # Peak of the new layer on top, and of the field over tags; None: learning_rate, 100 times it.
+    head_learning_rate: Rate | None = None
+    crf_learning_rate: Rate | None = None
+    # Each layer learns at this share of the rate of the one above it; 1 is off.
+    layer_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    # The lowest layers, with the embeddings below them, or the embeddings alone, stay as they are.
+    freeze_layers: Annotated[int, Meta(ge=0)] = 0
+    freeze_embeddings: bool = False
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.01
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Rate = 1e-6
+    warmup_ratio: Share = 0.1
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    cooldown_ratio: Share = 0.0
+    max_grad_norm: Annotated[float, Meta(ge=0)] = 1.0
+    # None: as config.json says, 0.1 for BERT.
+    dropout: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    # Rare classes count more: {"name": weight} (others 1), or rows / (classes * rows of the class).
+    class_weights: Literal["none", "balanced"] | dict[str, Rate] = "none"
+    loss: Literal["ce", "focal", "dice"] = "ce"
+    focal_gamma: Annotated[float, Meta(ge=0)] = 2.0
+    dice_alpha: Annotated[float, Meta(ge=0)] = 0.01
+    # A second pass over each batch, its word embeddings moved where the loss grows fastest.
+    adversarial: Literal["none", "fgm", "pgd"] = "none"
+    adversarial_epsilon: Rate = 1.0
+    pgd_alpha: Rate = 0.3
+    pgd_steps: Positive = 3
+    # Weight of the distance between two passes with different dropout; 0 is off.
+    r_drop: Annotated[float, Meta(ge=0)] = 0.0
+    # Low-rank updates of these matrices of every layer, all else but the head frozen; 0 is off.
+    lora_rank: Annotated[int, Meta(ge=0)] = 0
+    lora_alpha: Rate = 16.0
+    lora_targets: tuple[
+        Literal["query", "key", "value", "attention.output", "intermediate", "output"], ...
+    ] = ("query", "value")
+    # A fine-tuned model whose answers are learned beside the labels.
+    teacher: str | None = None
+    teacher_weight: Share = 0.5
+    temperature: Rate = 2.0
+    # Evaluations over the run; None: at the end of each epoch. One more is at the end of the run.
+    evals: Positive | None = None
+    # Stop after so many evaluations without a better figure; 0: never.
+    patience: Annotated[int, Meta(ge=0)] = 0
+    # The figure that the saved model is best by; None: the task's own.
+    metric_for_best_model: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
+    # So many runs, with seed, seed + 1, ...; their figures' mean and deviation are told.
+    seeds: Positive = 1
+    on_bad_step: Literal["skip", "stop"] = "skip"
+    # 0: only NaN and infinity are bad. Losses of 32 examples leap too far to judge by their spread.
+    spike_sigma: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class TaskLogSettings(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What is written to log.jsonl (always) and to TensorBoard (when asked)."""
+
+    every_steps: Positive = 10
+    tensorboard: bool = False
+
+
+class FinetuneRecipe(Struct, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a fine-tuning run; `FinetuneRecipe()` is BERT's own."""
+
+    model: TaskModelSettings = msgspec.field(default_factory=TaskModelSettings)
+    data: TaskDataSettings = msgspec.field(default_factory=TaskDataSettings)
+    train: TaskTrainSettings = msgspec.field(default_factory=TaskTrainSettings)
+    checkpoint: CheckpointSettings = msgspec.field(default_factory=CheckpointSettings)
+    log: TaskLogSettings = msgspec.field(default_factory=TaskLogSettings)
+
+
 S = TypeVar("S", bound=Struct)
 
 
@@ -164,15 +291,20 @@ def set_dotted(tree: dict[str, Any], name: str, value: Any, kind: type[Struct]) 
     section, _, key = name.partition(".")
     sections = {f.name: f.type for f in msgspec.structs.fields(kind)}
     known = sections.get(section)
-    keys = [f.name for f in msgspec.structs.fields(known)] if known and key else []
+    keys = {f.name: f.type for f in msgspec.structs.fields(known)} if known and key else {}
     if key not in keys:
         names = [f"{section}.{k}" for k in keys] or [f"{s}.*" for s in sections]
         raise UsageError(f"no setting is called {name!r}; there are {', '.join(names)}")
     if isinstance(value, str) and value[:1] in "[{":
         value = msgspec.json.decode(value)
-    elif value == "none":
+    elif value == "none" and "none" not in _choices(keys[key]):
         value = None
     tree.setdefault(section, {})[key] = value
+
+
+def _choices(kind: Any) -> list[Any]:
+    """The words that a setting of this type may be, where it is one of several."""
+    return [word for part in (kind, *get_args(kind)) for word in get_args(part)]
 
 
 def dump_recipe(recipe: Struct) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bertkit.errors import ConfigError, UsageError
-from bertkit.settings import SIZES, Recipe, dump_recipe, load_recipe
+from bertkit.settings import SIZES, FinetuneRecipe, Recipe, dump_recipe, load_recipe
 
 
 def test_defaults_are_valid() -> None:
@@ -102,3 +102,25 @@ def test_sizes_have_heads_of_64_numbers() -> None:
 def test_settings_load_no_torch() -> None:
     code = "import sys, bertkit.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_none_is_nothing_unless_it_is_a_choice() -> None:
+    said = {"train.adversarial": "none", "train.class_weights": "none", "train.minutes": "none"}
+    recipe = load_recipe(None, said, FinetuneRecipe)
+    assert recipe.train.adversarial == "none"
+    assert recipe.train.class_weights == "none"
+    assert recipe.train.minutes is None
+    weights = load_recipe(None, {"train.class_weights": '{"a b": 2, "是": 0.5}'}, FinetuneRecipe)
+    assert weights.train.class_weights == {"a b": 2.0, "是": 0.5}
+
+
+def test_a_recipe_of_fine_tuning_survives_a_dump(tmp_path: Path) -> None:
+    said = {
+        "train.class_weights": {"a": 2.0},
+        "data.crf": "true",
+        "train.lora_targets": ("output",),
+    }
+    recipe = load_recipe(None, said, FinetuneRecipe)
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(path, {}, FinetuneRecipe) == recipe
