@@ -7,7 +7,7 @@ import time
 import torch
 
 from bertkit.runtime import Runtime
-from bertkit.settings import TrainSettings
+from bertkit.settings import TaskTrainSettings, TrainSettings
 from bertkit.train.state import RunState
 
 
@@ -27,7 +27,7 @@ class Budget:
 
     def __init__(
         self,
-        train: TrainSettings,
+        train: TrainSettings | TaskTrainSettings,
         epoch_tokens: int,
         state: RunState,
         machine: Runtime,
@@ -51,19 +51,23 @@ class Budget:
         """The share of the budget that is spent, 0 to 1 (and a little over at the end)."""
         train = self.train
         if train.minutes is not None:
-            spent = self.seconds_before + self.stepping - self.begun
-            left = max(train.minutes * 60 - spent, 1e-9)
-            mine = (time.monotonic() - self.stepping) / left
-            if self.machine.world > 1:  # clocks differ; a share must not
-                tensor = torch.tensor(mine, dtype=torch.float64, device=self.machine.device)
-                mine = float(self.machine.sum(tensor)) / self.machine.world
-            return self.share_before + (1 - self.share_before) * mine
+            return self.by_clock(train.minutes)
         if train.steps is not None:
             return state.step / train.steps
-        if train.tokens is not None:
+        if isinstance(train, TrainSettings) and train.tokens is not None:
             return state.tokens / train.tokens
         assert train.epochs is not None
         return state.tokens / (train.epochs * self.epoch_tokens)
+
+    def by_clock(self, minutes: float) -> float:
+        """The share of a budget in minutes that is spent; the same on all ranks."""
+        spent = self.seconds_before + self.stepping - self.begun
+        left = max(minutes * 60 - spent, 1e-9)
+        mine = (time.monotonic() - self.stepping) / left
+        if self.machine.world > 1:  # clocks differ; a share must not
+            tensor = torch.tensor(mine, dtype=torch.float64, device=self.machine.device)
+            mine = float(self.machine.sum(tensor)) / self.machine.world
+        return self.share_before + (1 - self.share_before) * mine
 
     def seconds_left(self, state: RunState) -> float:
         """The seconds to the end of the budget at the pace of this sitting."""

@@ -1,4 +1,4 @@
-"""The optimiser of pretraining: decay groups, schedule, and what each size starts from."""
+"""Optimisers: decay groups, schedule, and what each size starts pretraining from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bertkit.settings import TrainSettings
+from bertkit.settings import TaskTrainSettings, TrainSettings
 
 # Peak learning rate of AdamW by hidden size, for batches of a few thousand tokens: at 128 the
 # better of two tried (docs/en/log.md), at 768 and 1024 RoBERTa's, between them a guess.
@@ -36,7 +36,7 @@ def default_batch_tokens(device: torch.device, hidden_size: int) -> int:
     return 1024 if hidden_size <= 128 else 2048
 
 
-def learning_rate_at(progress: float, train: TrainSettings) -> float:
+def learning_rate_at(progress: float, train: TrainSettings | TaskTrainSettings) -> float:
     """The share of the peak learning rate at `progress` (0 to 1) of the budget.
 
     Linear warm-up, then: "linear" to 0; "cosine" to 0; "constant" with a linear cool-down.
@@ -69,34 +69,24 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-class Optimizers:
+class OptimizerSet:
     """The optimisers of one run, stepped together.
 
-    With "muon", the matrices of the encoder's layers are orthogonalised by Muon; embeddings,
-    heads, biases and LayerNorms stay with AdamW.
+    Args:
+        model: whose parameters they hold.
+        peak: the highest learning rate, as it is logged.
+        all: the optimisers; a group may have a highest learning rate of its own under "peak".
     """
 
-    def __init__(self, model: nn.Module, train: TrainSettings, learning_rate: float) -> None:
-        self.peak = learning_rate
+    def __init__(self, model: nn.Module, peak: float, all: list[torch.optim.Optimizer]) -> None:
+        self.peak, self.all = peak, all
         self.names = {id(p): name for name, p in model.named_parameters()}
-        groups = decay_groups(model, train.weight_decay)
-        self.all: list[torch.optim.Optimizer] = []
-        if train.optimizer == "muon":
-            taken = muon_matrices(model)
-            self.all.append(Muon(taken, train.muon_learning_rate, train.weight_decay))
-            ids = {id(p) for p in taken}
-            for group in groups:
-                group["params"] = [p for p in group["params"] if id(p) not in ids]
-        betas = (train.adam_beta1, train.adam_beta2)
-        self.all.append(
-            torch.optim.AdamW(groups, learning_rate, betas, train.adam_epsilon, fused=True)
-        )
 
     def set_learning_rate(self, share: float) -> float:
         """Set every group to `share` of its peak; returns AdamW's learning rate."""
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * share
+                group["lr"] = group.get("peak", optimizer.defaults["lr"]) * share
         return self.peak * share
 
     def step(self) -> None:
@@ -133,6 +123,27 @@ class Optimizers:
                         if key == "step" and parameter.is_cuda:  # fused AdamW counts on the GPU
                             place = parameter.device
                         optimizer.state[parameter][key] = value.to(place, copy=True)
+
+
+class Optimizers(OptimizerSet):
+    """The optimisers of pretraining.
+
+    With "muon", the matrices of the encoder's layers are orthogonalised by Muon; embeddings,
+    heads, biases and LayerNorms stay with AdamW.
+    """
+
+    def __init__(self, model: nn.Module, train: TrainSettings, learning_rate: float) -> None:
+        groups = decay_groups(model, train.weight_decay)
+        both: list[torch.optim.Optimizer] = []
+        if train.optimizer == "muon":
+            taken = muon_matrices(model)
+            both.append(Muon(taken, train.muon_learning_rate, train.weight_decay))
+            ids = {id(p) for p in taken}
+            for group in groups:
+                group["params"] = [p for p in group["params"] if id(p) not in ids]
+        betas = (train.adam_beta1, train.adam_beta2)
+        both.append(torch.optim.AdamW(groups, learning_rate, betas, train.adam_epsilon, fused=True))
+        super().__init__(model, learning_rate, both)
 
 
 def muon_matrices(model: nn.Module) -> list[nn.Parameter]:

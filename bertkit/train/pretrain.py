@@ -9,10 +9,9 @@ RUN/model/             the result: a Hugging Face folder with a card and the cur
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from bertkit.train.setup import (
 )
 from bertkit.train.state import save_state
 from bertkit.train.step import StepResult, evaluate, flops_per_token, forward_backward
+from bertkit.train.stopping import save_due, stop_signals
 
 # A run that had to skip this many steps in a row is not learning any more.
 MOST_SKIPS = 25
@@ -90,7 +90,7 @@ def pretrain(
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))
         run = prepare_run((list(data), out), recipe, machine, source, resume, progress)
         stack.enter_context(run.log)
-        stack.enter_context(_stop_signals(run))
+        stack.enter_context(stop_signals(run))
         announce(run)
         figures_before(run)
         _loop(run)
@@ -186,7 +186,7 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
     if run.dev and (due > state.evals or state.progress >= 1):
         state.evals = due
         _evaluate(run)
-    if _save_due(run) and not run.done:
+    if save_due(run.recipe.checkpoint, run.state.step, run.last_save) and not run.done:
         _save(run)
 
 
@@ -222,14 +222,6 @@ def _evaluate(run: Run) -> None:
         run.progress.say(f"  {line}")
 
 
-def _save_due(run: Run) -> bool:
-    every = run.recipe.checkpoint
-    by_steps = every.every_steps > 0 and run.state.step % every.every_steps == 0
-    minutes = (time.monotonic() - run.last_save) / 60
-    by_time = every.every_minutes > 0 and minutes >= every.every_minutes
-    return by_steps or by_time
-
-
 def _save(run: Run) -> None:
     run.state.seconds = run.budget.seconds
     if run.machine.rank == 0:
@@ -240,29 +232,6 @@ def _save(run: Run) -> None:
         tokenizer = run.source.tokenizer
         save_state(root, run.state, run.model, run.optimizers, tokenizer, recipe, keep)
     run.last_save = time.monotonic()
-
-
-@contextmanager
-def _stop_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
-
-    def ask(number: int, _: Any) -> None:
-        if run.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        run.asked = True
-        run.progress.say("stopping after this step; all will be saved ...")
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, ask)
-    except ValueError:
-        pass  # not in the main thread: signals are somebody else's
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _finish(run: Run) -> PretrainResult:

@@ -102,8 +102,8 @@ def prepare_run(
     optimizers = Optimizers(model, train, train.learning_rate)
     state = RunState()
     if found is not None:
-        state = restore_state(found, model, optimizers)
-        _check_same_machine(state, machine, progress)
+        state = restore_state(found, model, optimizers, RunState)
+        check_same_machine(state, machine, progress)
         progress.say(f"continuing from {found} (step {state.step:,})")
     state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
     loader = build_loader(source.train, recipe, source.tokenizer, machine, phase=0)
@@ -189,7 +189,7 @@ def _board(out: Path, recipe: Recipe) -> Path | None:
     return out / "tensorboard" if recipe.log.tensorboard else None
 
 
-def _check_same_machine(state: RunState, machine: Runtime, progress: Progress) -> None:
+def check_same_machine(state: RunState, machine: Runtime, progress: Progress) -> None:
     """Continuing elsewhere is allowed; bit-identical it is only on the same footing."""
     for name, before, now in (
         ("CPU threads", state.threads, machine.threads),

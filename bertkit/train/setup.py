@@ -22,7 +22,7 @@ from bertkit.data.loader import PretrainLoader
 from bertkit.data.shards import TokenStore
 from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.runtime import Runtime, has_compiler
-from bertkit.settings import ModelSettings, Recipe, dump_recipe, load_recipe
+from bertkit.settings import FinetuneRecipe, ModelSettings, Recipe, dump_recipe, load_recipe
 from bertkit.text.sources import expand_sources
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.optim import default_batch_tokens, default_learning_rate
@@ -34,6 +34,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
+AnyRecipe = Recipe | FinetuneRecipe
 # Settings that may change between the sittings of one run.
 FREE = {"checkpoint", "log"}
 # Of the learning rate of a new model, the share for one that is trained already: it forgot nothing
@@ -178,7 +179,7 @@ def _take_dimensions(model: ModelSettings, init: str) -> None:
     model.max_position_embeddings = config.max_position_embeddings
 
 
-def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: Runtime) -> None:
+def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machine: Runtime) -> None:
     """Make the run folder, or check that the one there may be continued.
 
     Raises:
@@ -200,7 +201,7 @@ def open_run(out: Path, recipe: Recipe, resume: bool, overwrite: bool, machine: 
             with only_one(out, machine):  # never from under a run that is still training
                 shutil.rmtree(out)
         if resume and saved.is_file():
-            _check_settings(load_recipe(saved, {}, Recipe), recipe, saved)
+            _check_settings(load_recipe(saved, {}, type(recipe)), recipe, saved)
             steps = out / "checkpoints"
             if steps.is_dir() and any(steps.glob("step-*[0-9]")) and newest_step(steps) is None:
                 raise CheckpointError(f"{steps}: no checkpoint is whole; start again elsewhere")
@@ -230,7 +231,7 @@ def only_one(out: Path, machine: Runtime) -> Iterator[None]:
         os.close(folder)
 
 
-def _check_settings(before: Recipe, now: Recipe, where: Path) -> None:
+def _check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
     old, new = msgspec.to_builtins(before), msgspec.to_builtins(now)
     changed = [
         f"{section}.{key} was {old[section][key]}, now {new[section][key]}"
@@ -283,7 +284,7 @@ def vocabulary_of(tokenizer: BertTokenizer) -> Vocabulary:
     )
 
 
-def wants_compile(recipe: Recipe, machine: Runtime) -> bool:
+def wants_compile(recipe: AnyRecipe, machine: Runtime) -> bool:
     """Whether layers are compiled.
 
     "auto" compiles where the arithmetic is fast enough for the passes between the matrix products

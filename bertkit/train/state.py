@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -17,9 +18,9 @@ from bertkit.checkpoint.files import write_atomically
 from bertkit.checkpoint.layout import read_tensor_file, write_tensors
 from bertkit.checkpoint.store import save_step
 from bertkit.errors import CheckpointError
+from bertkit.model.pretrained import PretrainedModel
 from bertkit.text.tokenizer import BertTokenizer
-from bertkit.train.optim import Optimizers
-from bertkit.train.step import Model
+from bertkit.train.optim import OptimizerSet
 
 STATE_NAME = "trainer_state.json"
 OPTIMIZER_NAME = "optimizer.safetensors"
@@ -83,11 +84,14 @@ class RunState(Struct):
         self.loss_variance = (1 - share) * (self.loss_variance + share * distance * distance)
 
 
+StateT = TypeVar("StateT", bound=RunState)
+
+
 def save_state(
     root: Path,
     state: RunState,
-    model: Model,
-    optimizers: Optimizers,
+    model: PretrainedModel,
+    optimizers: OptimizerSet,
     tokenizer: BertTokenizer,
     recipe: str,
     keep: int,
@@ -108,14 +112,16 @@ def save_state(
     return save_step(root, state.step, write, keep)
 
 
-def restore_state(folder: Path, model: Model, optimizers: Optimizers) -> RunState:
-    """Load a step folder into a model and its optimisers.
+def restore_state(
+    folder: Path, model: PretrainedModel, optimizers: OptimizerSet, kind: type[StateT]
+) -> StateT:
+    """Load a step folder into a model and its optimisers; the state is of the class `kind`.
 
     Raises:
         CheckpointError: a file is missing or does not fit the model.
     """
     try:
-        state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=RunState)
+        state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{folder / STATE_NAME}: {error}; it is no training state") from error
     saved = type(model).from_pretrained(folder).state_dict()

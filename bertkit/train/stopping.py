@@ -1,0 +1,50 @@
+"""When a run saves its state, and how it is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from bertkit.settings import CheckpointSettings
+from bertkit.train.log import Progress
+
+
+class Stoppable(Protocol):
+    """A run that looks at `asked` after each step."""
+
+    asked: bool
+    progress: Progress
+
+
+def save_due(every: CheckpointSettings, step: int, last_save: float) -> bool:
+    """Whether to save after this step; `last_save` is of time.monotonic()."""
+    by_steps = every.every_steps > 0 and step % every.every_steps == 0
+    minutes = (time.monotonic() - last_save) / 60
+    by_time = every.every_minutes > 0 and minutes >= every.every_minutes
+    return by_steps or by_time
+
+
+@contextmanager
+def stop_signals(run: Stoppable) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
+
+    def ask(number: int, _: Any) -> None:
+        if run.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        run.asked = True
+        run.progress.say("stopping after this step; all will be saved ...")
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:
+        pass  # not in the main thread: signals are somebody else's
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
