@@ -146,16 +146,19 @@ class TaskDataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     # Tokens of a text, a pair, a window, at most; 0: what the model takes (qa: BERT's 384).
     max_length: Annotated[int, Meta(ge=0)] = 0
     # Windows of a long text share this many tokens (tag, qa).
-    doc_stride: Positive = 128
+    doc_stride: Annotated[int, Meta(ge=0)] = 128
     max_query_length: Positive = 64
     max_answer_length: Positive = 30
     n_best_size: Positive = 20
+    # A passage may not answer its question (SQuAD 2.0); also where the training rows say so.
+    no_answer: bool = False
+    squad_metric: Literal["", "squad", "squad2", "cmrc"] = ""
     # Tags decided together, by a conditional random field over the tokens' scores.
     crf: bool = False
-    # The tags that the model learns, whatever the file's scheme is; none: BIO, or plain labels.
-    scheme: Literal["BIO", "BIOES", "BMES", "IO", "plain"] | None = None
-    # A text may have several labels, or none; none: as the file has them.
-    multi_label: bool | None = None
+    # The tags that the model learns, whatever the file's scheme; "": BIO, or plain labels.
+    scheme: Literal["", "BIO", "BIOES", "BMES", "IO", "plain"] = ""
+    # A text may have several labels, or none; also where the training rows have lists of labels.
+    multi_label: bool = False
     # Without a dev file, this share of the training rows is held out and measured on.
     dev: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     # k-fold: k runs, each measured on the k-th of the training rows that it has not seen.
