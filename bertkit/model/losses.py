@@ -102,7 +102,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         correct = hidden.new_zeros((), dtype=torch.int64)
         grads = None
         if wants_grad:
-            grads = torch.empty_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+            fresh = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
+            grads = torch.empty_like(hidden), fresh, torch.zeros_like(bias)
         rows = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
         width = -(-len(weight) // ROW_MULTIPLE) * ROW_MULTIPLE
         whole = hidden.new_empty(min(rows, len(hidden)), width)
@@ -125,7 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             slope.scatter_(-1, target, slope.gather(-1, target) - 1)
             slope = slope.to(hidden.dtype)
             torch.mm(slope, weight, out=grads[0][part])
-            grads[1].addmm_(slope.t(), hidden[part])
+            grads[1].addmm_(slope.t(), hidden[part], beta=min(start, 1))  # the first one fills
             grads[2].add_(slope.sum(0))
         if grads is not None:
             ctx.save_for_backward(*grads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from bertkit.batch import PretrainBatch
 from bertkit.data.loader import PretrainLoader
+from bertkit.model.heads import PretrainHeads
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe
 from bertkit.train.setup import open_data, vocabulary_of
@@ -95,6 +97,24 @@ def test_the_loss_is_the_mean_over_masked_positions(data: Path) -> None:
     assert result.nsp_loss == pytest.approx(nsp, rel=1e-6)
     assert result.loss == pytest.approx(mlm + nsp, rel=1e-6)
     assert result.tokens == sum(b.real_tokens for b in batches)
+
+
+def test_gradients_of_few_words_equal_those_of_all(data: Path) -> None:
+    """The gradient of the words read is sparse inside; what comes out is the dense one, exactly."""
+    recipe = small_recipe()
+    module = model_for(data, recipe).double()
+    batch = global_batch(data, recipe, 1)[0]
+    forward_backward(module, [batch], MACHINE)
+    found = gradients(module)
+    assert not any(g.is_sparse for g in found)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PretrainHeads, "_sparse_words", lambda self, masked: nullcontext())
+        forward_backward(module, [batch], MACHINE)
+    wanted = gradients(module)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
+    forward_backward(module, [batch], MACHINE)
+    for again, first in zip(gradients(module), found, strict=True):
+        assert torch.equal(again, first)
 
 
 def without_masks(batch: PretrainBatch) -> PretrainBatch:
