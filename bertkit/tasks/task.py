@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from bertkit.batch import Batch
+from bertkit.errors import DataError
+from bertkit.tasks.options import TaskOptions
+from bertkit.tasks.records import Place
+
+if TYPE_CHECKING:
+    from bertkit.text.tokenizer import BertTokenizer
 
 RowT = TypeVar("RowT")
 # A prediction has the keys of transformers' pipelines.
@@ -32,13 +39,15 @@ class Feature:
         positions: indices in `ids` that the head reads, ascending; empty for models that pool.
         target: what training wants of it, as the task defines; None: unlabelled.
         extra: what `decode` needs to find its way back to the text.
+        cut: tokens of the row that no feature of it holds: it was too long.
     """
 
     ids: list[int]
     second: int
-    positions: list[int]
+    positions: Sequence[int]
     target: Any
     extra: Any = None
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +55,8 @@ class TaskBatch(Batch):
     """Features laid end to end.
 
     Attributes:
-        positions: [M] int64, indices into T that the head reads, ascending; [0] for models that
-            pool.
+        positions: [M] int64 on the CPU, indices into T that the head reads, ascending; [0] for
+            models that pool.
         counts: [B] int64 on the CPU: how many positions each feature has.
         groups: [G] int64 on the CPU: how many features each row has, rows in order.
         targets: as the task defines; None: unlabelled.
@@ -58,6 +67,15 @@ class TaskBatch(Batch):
     groups: Tensor
     targets: Tensor | None
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch with what the model reads, and the targets, on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("input_ids", "token_type_ids", "position_ids", "targets")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **moved)
+
 
 class Task(ABC, Generic[RowT]):
     """One thing that a BERT is fine-tuned for.
@@ -65,29 +83,72 @@ class Task(ABC, Generic[RowT]):
     Attributes:
         name: as in `bertkit finetune NAME`.
         metric: the figure that the best checkpoint is chosen by, unless told.
+        head: what the names of the head's tensors start with.
+        tokenizer: the model's own.
+        options: how rows are read and scores decoded.
+        max_length: tokens of a sequence, special ones counted.
     """
 
-    name: str
+    name: ClassVar[str]
     metric: str
+    head: ClassVar[str] = "classifier."
+
+    def __init__(self, tokenizer: BertTokenizer, options: TaskOptions) -> None:
+        self.tokenizer, self.options = tokenizer, options
+        self.max_length = options.max_length or min(tokenizer.model_max_length, 512)
+
+    @property
+    @abstractmethod
+    def model_class(self) -> Any:
+        """The class of models that do this."""
+
+    def config_changes(self) -> dict[str, Any]:
+        """Settings for the model's configuration: labels, and what `saved_task` reads.
+
+        `BertConfig.from_json_file(path, **task.config_changes())` is what to open a model with.
+        """
+        return self.label_settings() | {"bertkit_task": {"name": self.name, **asdict(self.options)}}
 
     @abstractmethod
-    def features(self, row: RowT) -> list[Feature]:
-        """What the model reads of a row: at least one feature; targets where it is labelled.
+    def label_settings(self) -> dict[str, Any]:
+        """id2label, label2id, problem_type and the like."""
+
+    @abstractmethod
+    def check(self, row: RowT) -> None:
+        """Refuse a labelled row whose label the model does not know.
 
         Raises:
-            DataError: the row cannot be used, with its place.
+            DataError: naming the label, the file and the line.
         """
 
     @abstractmethod
+    def features_of(self, rows: Sequence[RowT], labelled: bool = True) -> list[list[Feature]]:
+        """What the model reads of each row: at least one feature.
+
+        Many rows at once are tokenized much faster than one at a time.
+
+        Args:
+            rows: any number of them.
+            labelled: make targets, where a row is labelled; else labels are not looked at.
+
+        Raises:
+            DataError: a row cannot be used, with its place.
+        """
+
+    def features(self, row: RowT, labelled: bool = True) -> list[Feature]:
+        """As `features_of`, of one row."""
+        return self.features_of([row], labelled)[0]
+
+    @abstractmethod
     def logits(self, model: Any, batch: TaskBatch) -> Tensor:
-        """[B, C] for models that pool, [M, C] for others, with gradients."""
+        """[B, C] for models that pool (choose: [B]), [M, C] for others, with gradients."""
 
     @abstractmethod
     def losses(self, model: Any, logits: Tensor, batch: TaskBatch) -> Tensor:
-        """[N], one for each item of `batch` that has a target; their mean is the loss.
+        """[N] fp32, one for each item of `batch`, whose features are labelled; their mean is it.
 
-        An item is a row (classify, regress, choose), a labelled word (tag; a text with a CRF) or a
-        window (qa).
+        An item is a row (classify, regress, choose), a labelled word (tag; a window with a CRF) or
+        a window (qa).
         """
 
     @abstractmethod
@@ -98,13 +159,29 @@ class Task(ABC, Generic[RowT]):
     def log_probabilities(self, logits: Tensor, batch: TaskBatch) -> list[Tensor]:
         """Log-softmaxes of the logits, each [*, C] over what competes: for R-Drop, distillation."""
 
-    @abstractmethod
     def scores(self, model: Any, batch: TaskBatch) -> list[Any]:
         """For each feature what `decode` needs, on the CPU; no gradients."""
+        with torch.no_grad():
+            logits = self.logits(model, batch).float().cpu()
+        return list(logits.split(batch.counts.tolist()) if self.reads_tokens else logits)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the head reads tokens, those at `positions`; else the pooler."""
+        return not self.model_class.pools
 
     @abstractmethod
+    def decode_rows(
+        self,
+        rows: Sequence[RowT],
+        features: Sequence[Sequence[Feature]],
+        scores: Sequence[Sequence[Any]],
+    ) -> list[Prediction]:
+        """The predictions for rows, from the scores of all their features."""
+
     def decode(self, row: RowT, features: Sequence[Feature], scores: Sequence[Any]) -> Prediction:
-        """The prediction for a row, from the scores of all its features."""
+        """As `decode_rows`, of one row."""
+        return self.decode_rows([row], [features], [scores])[0]
 
     @abstractmethod
     def meter(self) -> Meter:
@@ -112,25 +189,27 @@ class Task(ABC, Generic[RowT]):
 
     def collate(self, rows: Sequence[Sequence[Feature]]) -> TaskBatch:
         """Lay the features of whole rows end to end."""
-        features = [feature for row in rows for feature in row]
+        features = list(chain.from_iterable(rows))
         lengths = torch.tensor([len(f.ids) for f in features])
-        starts = (lengths.cumsum(0) - lengths).tolist()
-        types = [int(i >= f.second) for f in features for i in range(len(f.ids))]
-        positions = [s + p for s, f in zip(starts, features, strict=True) for p in f.positions]
+        starts = lengths.cumsum(0) - lengths
+        places = torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
+        second = torch.tensor([f.second for f in features]).repeat_interleave(lengths)
+        counts = torch.tensor([len(f.positions) for f in features])
+        positions = list(chain.from_iterable(f.positions for f in features))
         return TaskBatch(
-            input_ids=torch.tensor([i for f in features for i in f.ids]),
-            token_type_ids=torch.tensor(types),
-            position_ids=torch.cat([torch.arange(len(f.ids)) for f in features]),
+            input_ids=torch.tensor(list(chain.from_iterable(f.ids for f in features))),
+            token_type_ids=(places >= second).long(),
+            position_ids=places,
             lengths=lengths,
-            positions=torch.tensor(positions, dtype=torch.int64),
-            counts=torch.tensor([len(f.positions) for f in features]),
+            positions=torch.tensor(positions, dtype=torch.int64) + starts.repeat_interleave(counts),
+            counts=counts,
             groups=torch.tensor([len(row) for row in rows]),
-            targets=self.targets(features),
+            targets=None if any(f.target is None for f in features) else self.targets(features),
         )
 
     @abstractmethod
-    def targets(self, features: Sequence[Feature]) -> Tensor | None:
-        """The targets of a batch's features; None where one has none."""
+    def targets(self, features: Sequence[Feature]) -> Tensor:
+        """The targets of a batch's features, which all have one."""
 
 
 class Meter(ABC):
@@ -143,3 +222,16 @@ class Meter(ABC):
     @abstractmethod
     def figures(self) -> dict[str, float]:
         """The figures so far, by their names in scikit-learn, seqeval and SQuAD."""
+
+
+def bad_row(what: str, place: Place) -> DataError:
+    """The error for a row that cannot be used."""
+    return DataError(what, place.path, place.line)
+
+
+def named_labels(labels: Sequence[str]) -> dict[str, Any]:
+    """Both tables of label names, as config.json holds them."""
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
