@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertkit.text import wordcache
 from bertkit.text.sentences import split_sentences
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.text.wordcache import WordCache
@@ -66,6 +67,17 @@ def test_no_sentence_and_an_empty_one() -> None:
 def test_long_words() -> None:
     tok = tokenizer()
     same(tok, WordCache(tok), ["a" * n for n in (63, 64, 65, 99, 100, 101, 5000)])
+
+
+def test_more_new_words_than_a_line_holds() -> None:
+    tok = tokenizer()
+    words = [f"w{i}x{i * 7}" for i in range(3 * wordcache._WORDS_IN_LINE + 1)]
+    same(tok, WordCache(tok), [" ".join(words), "", "  ".join(words[::-1])])
+
+
+def test_a_word_that_parts_words_in_lines() -> None:
+    tok = tokenizer()
+    same(tok, WordCache(tok), ["the [SEP] cat", "a[SEP]b [SEP][SEP]", "[sep] [SEP]. word"])
 
 
 def test_the_width_follows_the_vocabulary() -> None:
