@@ -17,8 +17,8 @@ from bertkit.checkpoint.files import (
     read_json,
     write_atomically,
 )
-from bertkit.checkpoint.hub import resolve_model
-from bertkit.errors import ConfigError
+from bertkit.checkpoint.hub import NO_UPLOAD, resolve_model
+from bertkit.errors import ConfigError, UsageError
 from bertkit.settings import SIZES
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -39,7 +39,12 @@ _MAX_BYTES = 10_000_000  # 100,000 labels with long names, twice; a plain one ha
 _UNSUPPORTED = {
     "is_decoder": "is a decoder; bertkit has encoders only",
     "add_cross_attention": "has cross-attention; bertkit has encoders only",
+    "is_encoder_decoder": "is an encoder with a decoder; bertkit has encoders only",
 }
+# Asked of a configuration by scripts, and without meaning for an encoder: written only where they
+# were given.
+_ONLY_WHEN_GIVEN = ("is_decoder", "add_cross_attention", "is_encoder_decoder",
+                    "chunk_size_feed_forward", "bos_token_id", "eos_token_id")  # fmt: skip
 # Written to config.json only when they differ from the default, as transformers does.
 _ONLY_WHEN_SET = ("output_attentions", "output_hidden_states", "return_dict", "dtype",
                   "problem_type", "architectures", "position_embedding_type")  # fmt: skip
@@ -74,6 +79,12 @@ class BertConfig:
     position_embedding_type: str = "absolute"
     use_cache: bool = True
     classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    is_encoder_decoder: bool = False
+    chunk_size_feed_forward: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     tie_word_embeddings: bool = True
     problem_type: str | None = None
     architectures: list[str] | None = None
@@ -88,6 +99,8 @@ class BertConfig:
         model_type = settings.pop("model_type", self.model_type)
         if model_type != self.model_type:
             raise ConfigError(why_not_bert(model_type))
+        paths = [settings.pop(name, None) for name in ("_name_or_path", "name_or_path")]
+        self._name_or_path = str(paths[1] or paths[0] or "")
         for old in ("torch_dtype", "dtype"):
             if (dtype := settings.pop(old, None)) is not None:
                 self.dtype = str(dtype).removeprefix("torch.")
@@ -133,6 +146,34 @@ class BertConfig:
     def use_return_dict(self) -> bool:
         """The same as `return_dict`, by the name that older scripts use."""
         return self.return_dict
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """The same as `dtype`, by the name that older scripts use."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, dtype: Any) -> None:
+        self.dtype = None if dtype is None else str(dtype).removeprefix("torch.")
+
+    @property
+    def name_or_path(self) -> str:
+        """What `from_pretrained` was asked for; never written."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, name: str | os.PathLike[str]) -> None:
+        self._name_or_path = os.fspath(name)
+
+    def update(self, settings: dict[str, Any]) -> None:
+        """Set what a table of settings names.
+
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        for name, value in settings.items():
+            setattr(self, name, value)
+        self.validate()
 
     def _set_labels(self, id2label: Any, label2id: Any, num_labels: Any) -> None:
         if id2label is None and label2id is not None:
@@ -241,12 +282,16 @@ class BertConfig:
                 cache_dir=cache_dir,
             )
             path = config_file(folder)
-        return cls.from_json_file(path, **overrides)
+        config = cls.from_json_file(path, **overrides)
+        config.name_or_path = source
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting by its name, extra ones too, as config.json holds them."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
-        found |= self.__dict__
+        found: dict[str, Any] = {
+            name: getattr(self, name) for name in _FIELDS if name not in _ONLY_WHEN_GIVEN
+        }
+        found |= {name: value for name, value in self.__dict__.items() if name != "_name_or_path"}
         for name in _ONLY_WHEN_SET:
             if found[name] == getattr(type(self), name):
                 del found[name]
@@ -255,14 +300,38 @@ class BertConfig:
         found["model_type"] = self.model_type
         return copy.deepcopy(found)
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The same as `to_dict`, by the name that scripts use for what a file holds."""
+        return self.to_dict()
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write one file of any name."""
+        write_atomically(Path(path), self.to_json_string().encode())
+
     def to_json_string(self) -> str:
         """The text of config.json: sorted, indented by two, with a final newline."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write `config.json` into a folder, which is made where it is missing."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False
+    ) -> None:
+        """Write `config.json` into a folder, which is made where it is missing.
+
+        Raises:
+            UsageError: `push_to_hub` is asked for; nothing is uploaded from here.
+        """
+        if push_to_hub:
+            raise UsageError(NO_UPLOAD)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(save_directory) / CONFIG_NAME, self.to_json_string().encode())
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Refused: nothing is uploaded from here.
+
+        Raises:
+            UsageError: always, with what to do instead.
+        """
+        raise UsageError(NO_UPLOAD)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, BertConfig) and self.to_dict() == other.to_dict()

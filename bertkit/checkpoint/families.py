@@ -6,6 +6,8 @@ MacBERT, BioBERT, FinBERT and MiniLM are BERT and open.
 
 from __future__ import annotations
 
+from bertkit.checkpoint.files import json_kind
+
 # By model_type, as transformers spells them.
 _OTHERS = {
     "albert": "its layers share one set of weights, and its embeddings are narrower than they",
@@ -83,7 +85,7 @@ _BEGINNINGS = {
 def why_not_bert(model_type: object) -> str:
     """One clause for an error: what kind of model it is, and what makes it no BERT."""
     if not isinstance(model_type, str):
-        return f"model_type is a {type(model_type).__name__}, not 'bert'"
+        return f"model_type is {json_kind(model_type)}, not 'bert'"
     said = f"model_type is {model_type[:40]!r}; bertkit opens 'bert' only"
     reason = _OTHERS.get(model_type)
     return f"{said}: {reason}" if reason else said

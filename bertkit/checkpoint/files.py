@@ -98,5 +98,13 @@ def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}, not a JSON object")
+        raise ConfigError(f"{path}: holds {json_kind(tree)}, not a JSON object")
     return tree
+
+
+def json_kind(value: object) -> str:
+    """What a value read from JSON is, in JSON's own words."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
+    return names.get(type(value), "a number")

@@ -32,6 +32,7 @@ _OLDER = (
     ("*.ckpt*.index", "*.ckpt*.data-*-of-*"),
 )
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index")
+NO_UPLOAD = "bertkit uploads nothing; use save_pretrained(FOLDER), then `hf upload NAME FOLDER`"
 _HUB_ID = re.compile(r"[\w][\w.-]{0,95}(/[\w][\w.-]{0,95})?", re.ASCII)
 
 
@@ -117,6 +118,11 @@ def _download(name: str, hub: dict[str, Any], beside: str) -> Path:
                 break
             folder = snapshot(*_WANTED, *older)
     except Exception as error:  # the hub raises the errors of whichever HTTP library it uses
+        if hub["local_files_only"]:
+            raise CheckpointError(
+                f"{name}: no such folder here{beside}; and the local cache of the Hugging Face hub "
+                "does not hold it: get it once without --offline (local_files_only, HF_HUB_OFFLINE)"
+            ) from error
         first = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
             f"{name}: no such folder here{beside}; and the Hugging Face hub answered "

@@ -118,10 +118,16 @@ def write_model_folder(folder: Path, state: Mapping[str, Tensor], config: BertCo
 
 def without_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` less a tied output matrix and its bias, which other names in it already give."""
-    words, decoder = state.get(WORDS), state.get(DECODER)
-    if words is None or decoder is None or words.data_ptr() != decoder.data_ptr():
+    if not _same(state, WORDS, DECODER):
         return dict(state)
-    return {name: t for name, t in state.items() if name not in (DECODER, DECODER_BIAS)}
+    copies = (DECODER, DECODER_BIAS) if _same(state, BIAS, DECODER_BIAS) else (DECODER,)
+    return {name: t for name, t in state.items() if name not in copies}
+
+
+def _same(state: Mapping[str, Tensor], name: str, other: str) -> bool:
+    """Whether two names stand for one memory."""
+    one, two = state.get(name), state.get(other)
+    return one is not None and two is not None and one.data_ptr() == two.data_ptr()
 
 
 def read_weights(folder: Path) -> Weights:
@@ -290,9 +296,14 @@ def _present(stored: Iterable[Stored], path: Path) -> dict[str, Stored]:
             raise CheckpointError(f"{path}: holds {name[:80]!r} twice, once as {one.name[:80]!r}")
         if name is not None:
             found[name] = one
-    if DECODER_BIAS in found:
+    bias, other = found.get(DECODER_BIAS), found.get(BIAS)
+    if bias is not None and (other is None or _equal(bias.tensor, other.tensor)):
         found[BIAS] = found.pop(DECODER_BIAS)
     return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _dtype_of(state: Mapping[str, Tensor]) -> str | None:

@@ -93,6 +93,8 @@ def untrained_heads(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     names = ("bias", "transform.LayerNorm.weight", "transform.LayerNorm.bias")
     found = [tensors.get(f"{start}.{name}") for name in names]
     bias, weight, shift = found
+    # Where the head has two biases, this one is added to the logits.
+    bias = tensors.get(f"{start}.decoder.bias", bias)
     if bias is None or weight is None or shift is None:
         return ()
     return (start,) if is_initial(bias, weight, shift) else ()

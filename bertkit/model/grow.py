@@ -262,7 +262,7 @@ def _rewrite(
     if config.tie_word_embeddings:
         tables.pop(_DECODER, None)  # the word embeddings once more
     elif _BIAS in tables:
-        tables[_DECODER_BIAS] = tables[_BIAS]  # transformers reads the bias from here
+        tables.setdefault(_DECODER_BIAS, tables[_BIAS])  # transformers reads the bias from here
     change(tables, config)
     write_model_folder(out, tables, config)
     return config

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 from torch import Tensor
 
 from bertkit.checkpoint.config import BertConfig
+from bertkit.errors import UsageError
 
 
 @dataclass
@@ -101,11 +102,31 @@ class AnswerOutput(ModelOutput):
 
 
 class Asked(TypedDict, total=False):
-    """What a padded call may ask for; None: as the configuration says."""
+    """What a padded call may ask for; None: as the configuration says.
+
+    What comes after `return_dict` is taken, as in transformers, and must be None: an encoder has
+    none of it. `use_cache` may say what it likes, for nothing is ever cached.
+    """
 
     output_attentions: bool | None
     output_hidden_states: bool | None
     return_dict: bool | None
+    use_cache: bool | None
+    head_mask: None
+    encoder_hidden_states: None
+    encoder_attention_mask: None
+    past_key_values: None
+    cache_position: None
+
+
+# Why an argument that scripts pass as None may be nothing else.
+_REFUSED = {
+    "head_mask": "no head can be switched off here",
+    "encoder_hidden_states": "bertkit has encoders only, without cross-attention",
+    "encoder_attention_mask": "bertkit has encoders only, without cross-attention",
+    "past_key_values": "bertkit has encoders only, which keep no past",
+    "cache_position": "bertkit has encoders only, which keep no past",
+}
 
 
 Output = TypeVar("Output", bound=ModelOutput)
@@ -124,10 +145,15 @@ class Wants(NamedTuple):
 
         Raises:
             TypeError: the call was given an argument that no model has.
+            UsageError: it was given one that no encoder has, and not as None.
         """
         if unknown := asked.keys() - Asked.__annotations__.keys():
             raise TypeError(f"forward() got an unexpected keyword argument {min(unknown)!r}")
-        maps, states, names = (asked.get(name) for name in Asked.__annotations__)
+        for name, reason in _REFUSED.items():
+            if asked.get(name) is not None:
+                raise UsageError(f"{name} must be None: {reason}")
+        maps, states = asked.get("output_attentions"), asked.get("output_hidden_states")
+        names = asked.get("return_dict")
         return cls(
             config.output_attentions if maps is None else bool(maps),
             config.output_hidden_states if states is None else bool(states),

@@ -96,7 +96,15 @@ class Layout:
 
     @classmethod
     def of(cls, shape: tuple[int, int], mask: Tensor | None, device: torch.device) -> Layout:
-        """Read an attention mask: [B, S], nonzero for real tokens; None: all are real."""
+        """Read an attention mask: [B, S], nonzero for real tokens; None: all are real.
+
+        One of [B, S, S] or [B, 1, S, S] that says the same of every real token is read as [B, S].
+
+        Raises:
+            DataError: it has another shape, or lets tokens of one row see different tokens.
+        """
+        if mask is not None and mask.dim() in (3, 4):
+            mask = _one_for_all(mask, shape)
         if mask is None:
             rows = torch.arange(shape[0] if shape[1] else 0, device=device)
             slots = torch.arange(shape[0] * shape[1], device=device)
@@ -171,6 +179,29 @@ class Encoded(NamedTuple):
         if self.firsts_only:
             return self.hidden
         return self.hidden.index_select(0, self.layout.firsts().to(self.hidden.device))
+
+
+def _one_for_all(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[B, S] of a mask [B, S, S] or [B, 1, S, S] (which token sees which).
+
+    Raises:
+        DataError: it has another shape, real tokens of one row see different tokens, or it is
+            one of version 5's float masks, which are added to scores.
+    """
+    told = f"attention_mask is {list(mask.shape)}"
+    square = mask.squeeze(1) if mask.dim() == 4 else mask
+    if tuple(square.shape) != (*shape, shape[1]):
+        raise DataError(f"{told}; the input is {list(shape)}")
+    if mask.dim() == 4 and mask.is_floating_point():
+        raise DataError(f"{told} of floats to add to scores; give one of {list(shape)}")
+    sees = square != 0
+    real = sees.any(1)
+    if bool((real.unsqueeze(2) & (sees != real.unsqueeze(1))).any()):
+        raise DataError(
+            f"{told} and lets tokens of one row see different tokens; here all real tokens of a "
+            f"row see each other: give a mask of {list(shape)}, each text a row of its own"
+        )
+    return real
 
 
 def _packed(name: str, ids: Tensor, layout: Layout, room: int) -> Tensor:

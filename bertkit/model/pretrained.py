@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.families import family_of
 from bertkit.checkpoint.files import CONFIG_NAME, config_file
 from bertkit.checkpoint.finite import check_finite
-from bertkit.checkpoint.hub import resolve_model
+from bertkit.checkpoint.hub import NO_UPLOAD, resolve_model
 from bertkit.checkpoint.layout import (
     WEIGHTS_NAME,
     Stored,
@@ -26,9 +24,11 @@ from bertkit.checkpoint.layout import (
     read_weights,
     write_model_folder,
 )
-from bertkit.checkpoint.names import DECODER, WORDS
+from bertkit.checkpoint.names import DECODER, DECODER_BIAS, WORDS
 from bertkit.checkpoint.report import LoadReport, untrained_heads
 from bertkit.errors import CheckpointError, UsageError
+from bertkit.model.outline import Outline, no_collection
+from bertkit.runtime import pick_device
 
 __all__ = ["LoadReport", "PretrainedModel"]
 
@@ -36,46 +36,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Arguments of transformers that choose between ways of its own; here there is one way.
 _WITHOUT_MEANING = ("attn_implementation", "low_cpu_mem_usage", "trust_remote_code",
                     "use_safetensors")  # fmt: skip
-# What torch's own modules fill new parameters with.
-_INITIALISERS = {"normal_", "trunc_normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_",
-                 "xavier_normal_", "zero_", "zeros_", "fill_", "ones_", "constant_"}  # fmt: skip
-_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.rand,
-              torch.randn}  # fmt: skip
 _log = logging.getLogger("bertkit")
-
-
-class _Outline(TorchFunctionMode):
-    """Modules built under it have shapes and no numbers; none of their initialisers runs.
-
-    (`with torch.device("meta")` would have torch import its compiler, seconds of work, to fill
-    nothing at all.)
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in _INITIALISERS:
-            return args[0] if args else kwargs["tensor"]
-        if func in _FACTORIES:
-            kwargs = kwargs | {"device": "meta"}
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the collector of cycles: over all that torch has imported, a pass takes 50 ms."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class PretrainedModel(nn.Module):
@@ -93,6 +54,9 @@ class PretrainedModel(nn.Module):
     def tie_weights(self) -> None:
         """Make one parameter of those that share their numbers."""
 
+    def untie_bias(self) -> None:
+        """Keep a second bias beside the decoder's; of models that have a decoder."""
+
     @classmethod
     def from_pretrained(
         cls,
@@ -103,6 +67,7 @@ class PretrainedModel(nn.Module):
         revision: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        device_map: object = None,
         output_loading_info: bool = False,
         ignore_mismatched_sizes: bool = False,
         **settings: Any,
@@ -123,6 +88,8 @@ class PretrainedModel(nn.Module):
             revision: branch, tag or commit of a hub model.
             token: for private hub models.
             local_files_only: take hub models from the local cache only; `offline` is the same.
+            device_map: one device, such as "cpu", "cuda:1", 0, a torch.device or {"": "cuda"};
+                "auto" takes the best there is. None leaves the model on the CPU.
             output_loading_info: return (model, dict of missing_keys, unexpected_keys, ...).
             ignore_mismatched_sizes: initialise a tensor of the wrong shape afresh.
             settings: `cache_dir`, where hub models are kept; settings of the configuration
@@ -132,8 +99,9 @@ class PretrainedModel(nn.Module):
             CheckpointError: the folder or its weights are missing, broken, hostile, of other
                 shapes than the configuration says, not finite, or lack a part of the encoder.
             ConfigError: config.json is broken, or not a BERT's.
+            UsageError: device_map names no device of this machine, or several.
         """
-        source = pretrained_model_name_or_path
+        source, device = pretrained_model_name_or_path, _device(device_map)
         offline = settings.pop("offline", False) or local_files_only
         cache_dir = settings.pop("cache_dir", None)
         wanted = _dtype(settings.pop("torch_dtype", dtype))
@@ -142,15 +110,13 @@ class PretrainedModel(nn.Module):
             source, revision=revision, token=token, offline=offline, cache_dir=cache_dir
         )
         told = config is not None or "num_hidden_layers" in own
-        if config is None:
-            config = BertConfig.from_json_file(config_file(folder), **own)
-        else:
-            config = BertConfig.from_dict(config.to_dict(), **own)
+        config = _configuration(config, folder, own)
         weights = read_weights(folder)
         model = cls.from_weights(weights, config, wanted, ignore_mismatched_sizes, **for_class)
         if not told:
             check_no_layer_is_left(model)
-        model.name_or_path = os.fspath(source)
+        model.name_or_path = model.config.name_or_path = os.fspath(source)
+        model = model if device is None else model.to(device)
         return (model, _loading_info(model.load_report)) if output_loading_info else model
 
     @classmethod
@@ -175,8 +141,10 @@ class PretrainedModel(nn.Module):
         ours = str(cls.__init__.__module__).startswith("bertkit.")
         # A class of a user's own makes more than parameters: buffers, constants. Those that the
         # checkpoint lacks stay as its constructor left them.
-        with _Outline() if ours else contextlib.nullcontext(), _no_collection():
+        with Outline() if ours else contextlib.nullcontext(), no_collection():
             model = cls(config, **for_class)
+        if DECODER_BIAS in weights.stored:
+            model.untie_bias()
         expected = dict(model.named_parameters())
         found, unexpected = _by_place(weights.stored, expected, cls.base_model_prefix)
         unexpected.update(weights.unknown)
@@ -230,12 +198,15 @@ class PretrainedModel(nn.Module):
             state_dict: written instead of the model's own.
             is_main_process: False writes nothing, as the other processes of a run should.
             settings: `safe_serialization`, `max_shard_size` and `save_function` of transformers
-                mean nothing here: there is one file, and it is never a pickle.
+                mean nothing here: there is one file, and it is never a pickle; `push_to_hub` may
+                be False.
 
         Raises:
             CheckpointError: the folder holds a model, or cannot be written.
             UsageError: a pickle is asked for.
         """
+        if settings.pop("push_to_hub", False):
+            self.push_to_hub()
         if unknown := settings.keys() - {"safe_serialization", "max_shard_size", "save_function"}:
             raise TypeError(f"save_pretrained() got an unexpected argument {min(unknown)!r}")
         if not settings.get("safe_serialization", True):
@@ -249,6 +220,40 @@ class PretrainedModel(nn.Module):
                     raise CheckpointError(f"{target / name}: already there; not overwritten")
         config = BertConfig.from_dict(self.config.to_dict(), architectures=[type(self).__name__])
         write_model_folder(target, state_dict or self.state_dict(), config)
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Refused: nothing is uploaded from here.
+
+        Raises:
+            UsageError: always, with what to do instead.
+        """
+        raise UsageError(NO_UPLOAD)
+
+
+def _configuration(given: BertConfig | None, folder: Path, own: dict[str, Any]) -> BertConfig:
+    """A copy of the configuration that was given, else the folder's; `own` settings win."""
+    if given is None:
+        return BertConfig.from_json_file(config_file(folder), **own)
+    return BertConfig.from_dict(given.to_dict(), **own)
+
+
+def _device(device_map: object) -> torch.device | None:
+    """The one device that a device_map of transformers names."""
+    if device_map is None:
+        return None
+    if isinstance(device_map, Mapping):
+        places = {str(place): place for place in device_map.values()}
+        if len(places) != 1:
+            raise UsageError(f"device_map names {len(places)} devices; a model lives on one here")
+        device_map = next(iter(places.values()))
+    if isinstance(device_map, int) and not isinstance(device_map, bool):
+        device_map = f"cuda:{device_map}"
+    if str(device_map) in ("balanced", "balanced_low_0", "sequential"):
+        raise UsageError(
+            f"device_map={device_map!r} spreads a model over devices; here it lives on one: say "
+            "'auto', 'cpu' or 'cuda:0'"
+        )
+    return pick_device(None if device_map == "auto" else str(device_map))
 
 
 def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

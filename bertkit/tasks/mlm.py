@@ -227,7 +227,7 @@ def check_mlm_head(model: Any) -> None:
     what = "masked-word head (cls.predictions)"
     check_head_is_there(model, head, ("cls.predictions.",), what)
     norm = head.transform.LayerNorm  # type: ignore[union-attr]
-    if is_initial(head.bias, norm.weight, norm.bias):  # type: ignore[union-attr]
+    if is_initial(head.decoder.bias, norm.weight, norm.bias):  # type: ignore[union-attr]
         raise MissingHeadError(f"{model_name(model)}: its {what} was never trained")
 
 

@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
+from bertkit.checkpoint.files import json_kind
 from bertkit.errors import DataError, UsageError
 from bertkit.text.sources import BROKEN, ROWS, expand_sources, kind_of, open_source
 
@@ -203,7 +204,7 @@ def _from_rows(reader: _Reader, rows: Iterable[tuple[int, object]]) -> Iterator[
         values = value if isinstance(value, list) else [value]
         texts = [v for v in values if isinstance(v, str)]
         if len(texts) < len(values):
-            kind = "null" if value is None else type(value).__name__
+            kind = json_kind(value)
             reader.bad("not text", line, f"field {name!r} is {kind}, not a string")
             continue
         text = "\n".join(texts)
@@ -240,8 +241,8 @@ def _json_rows(reader: _Reader) -> Iterator[tuple[int, object]]:
             reader.bad("broken JSON", number, what)
             continue
         if not isinstance(row, dict):
-            kind = type(row).__name__
-            reader.bad("broken JSON", number, f"a JSON object is expected, not a {kind}")
+            what = f"a JSON object is expected, not {json_kind(row)}"
+            reader.bad("broken JSON", number, what)
         elif name not in row:
             known = ", ".join(map(repr, list(row)[:10])) or "none"
             what = f"no field {name!r}; there are {known}; name one with --field"

@@ -14,6 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from bertkit.checkpoint.files import json_kind
 from bertkit.errors import CheckpointError
 from bertkit.text.wordpiece import (
     MAX_ID,
@@ -95,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected, not a {type(data).__name__}")
+        raise CheckpointError(f"{path}: a JSON object is expected, not {json_kind(data)}")
     return data
 
 

@@ -7,11 +7,13 @@ and punctuation, each word cut greedily into WordPieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding
 
+from bertkit.checkpoint.hub import NO_UPLOAD
 from bertkit.errors import UsageError
 from bertkit.text.encoding import BatchEncoding, Tensors
 from bertkit.text.inputs import (
@@ -109,8 +111,10 @@ class BertTokenizer(Padding):
 
     def __call__(
         self,
-        text: Any,
+        text: Any = None,
         text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str | None = False,
@@ -133,7 +137,8 @@ class BertTokenizer(Padding):
 
         `text` is a text, a list of texts or a list of pairs; with is_split_into_words a list of
         words or a list of such lists. `text_pair` is the second text, or one for each text. As in
-        transformers, an empty second text beside one single first text is none. The options are
+        transformers, an empty second text beside one single first text is none. The ids of
+        `text_target` become `labels`; given alone, it is encoded as `text` is. The options are
         listed for the class.
 
         Raises:
@@ -141,9 +146,8 @@ class BertTokenizer(Padding):
             UsageError: the settings contradict each other, or a text cannot be cut as asked.
             TypeError: something is not text.
         """
-        inputs, batched, pair = as_batch(text, text_pair, is_split_into_words)
-        shape = self._shape(
-            padding, truncation, max_length, pad_to_multiple_of, stride=stride, pair=pair,
+        shape_of = partial(
+            self._shape, padding, truncation, max_length, pad_to_multiple_of, stride=stride,
             side=padding_side, special=add_special_tokens, words=is_split_into_words,
         )  # fmt: skip
         wanted = {
@@ -153,13 +157,36 @@ class BertTokenizer(Padding):
             "offset_mapping": return_offsets_mapping,
             "length": return_length,
         }
-        overflow = return_overflowing_tokens
-        data, rows = self._answer(inputs, shape, wanted, pair=pair, overflow=overflow)
-        if return_tensors is None:
+        encode = partial(
+            self._encoding, shape_of, wanted, return_overflowing_tokens, return_tensors
+        )
+        if text_target is None:
+            return encode(text, text_pair)
+        target = encode(text_target, text_pair_target)
+        if text is None:
+            return target
+        encoded = encode(text, text_pair)
+        encoded["labels"] = target["input_ids"]
+        return encoded
+
+    def _encoding(
+        self,
+        shape_of: partial[Shape],
+        wanted: dict[str, bool],
+        overflow: bool,
+        tensors: Tensors | None,
+        text: Any,
+        text_pair: Any,
+    ) -> BatchEncoding:
+        """One call's answer; `shape_of` is told whether the texts are pairs."""
+        words: bool = shape_of.keywords["words"]
+        inputs, batched, pair = as_batch(text, text_pair, words)
+        data, rows = self._answer(inputs, shape_of(pair=pair), wanted, pair=pair, overflow=overflow)
+        if tensors is None:
             data = as_lists(data)
             if not batched and not overflow:
                 data = {k: v[0] if isinstance(v[0], list) else v for k, v in data.items()}
-        return BatchEncoding(data, rows, return_tensors)
+        return BatchEncoding(data, rows, tensors)
 
     def _answer(
         self,
@@ -282,6 +309,14 @@ class BertTokenizer(Padding):
     def batch_encode_plus(self, texts: Any, **options: Any) -> BatchEncoding:
         """The same as a call with a list, by an older name."""
         return self(texts, **options)
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:
+        """Refused: nothing is uploaded from here.
+
+        Raises:
+            UsageError: always, with what to do instead.
+        """
+        raise UsageError(NO_UPLOAD)
 
 
 BertTokenizerFast = BertTokenizer

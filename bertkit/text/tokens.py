@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Encoding, Tokenizer
 
+from bertkit.checkpoint.hub import NO_UPLOAD
 from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.text.inputs import input_error
 from bertkit.text.tokenfiles import check_case, json_text, read_parts, vocab_text, write_files
@@ -328,14 +329,21 @@ class TokenTable:
         self._build(parts, str(source), str(file))
         return self
 
-    def save_pretrained(self, save_directory: str | Path) -> tuple[str, ...]:
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False
+    ) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and vocab.txt.
 
         Both versions 4 and 5 of transformers read them.
 
         Returns:
             The paths of the four files.
+
+        Raises:
+            UsageError: `push_to_hub` is asked for; nothing is uploaded from here.
         """
+        if push_to_hub:
+            raise UsageError(NO_UPLOAD)
         with self._lock:
             self._engine.no_truncation()
             self._engine.no_padding()

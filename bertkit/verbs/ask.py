@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from bertkit.errors import UsageError
-from bertkit.verbs.options import Common
+from bertkit.verbs.options import Common, warnings_unless_refused
 
 Model = Annotated[
     str, Parameter(help="A model folder, a run folder, or a name on the Hugging Face hub.")
@@ -51,8 +51,9 @@ def fill(
     from bertkit import load
 
     targets = [word for word in (options.targets or "").split(",") if word] or None
-    asked = load(model, device=common.device, revision=options.revision)
-    answers = asked.fill(texts, top_k=options.top, targets=targets)
+    with warnings_unless_refused():
+        asked = load(model, device=common.device, revision=options.revision)
+        answers = asked.fill(texts, top_k=options.top, targets=targets)
     pairs = list(zip(texts, answers, strict=True))
     common.show(
         {"results": [{"text": one, "masks": masks} for one, masks in pairs]},
@@ -83,5 +84,6 @@ def next_sentence(
     common = common or Common()
     from bertkit import load
 
-    answer = load(model, device=common.device, revision=revision).next(a, b)
+    with warnings_unless_refused():
+        answer = load(model, device=common.device, revision=revision).next(a, b)
     common.show(answer, f"{answer['score']:.3f}  {answer['label']}")

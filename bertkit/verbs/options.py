@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import logging
 import os
 import sys
 import time
@@ -63,6 +64,25 @@ class Common:
                 yield report
         else:
             yield _plain_lines(title, unit)
+
+
+@contextmanager
+def warnings_unless_refused() -> Iterator[None]:
+    """Hold warnings back until the work is done: an error says all that is to be said."""
+    held: list[logging.LogRecord] = []
+
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+
+    log = logging.getLogger("bertkit")
+    log.addFilter(hold)
+    try:
+        yield
+    finally:
+        log.removeFilter(hold)
+    for record in held:
+        log.handle(record)
 
 
 @contextmanager

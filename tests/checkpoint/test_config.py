@@ -42,6 +42,29 @@ def test_files_go_both_ways(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "ours").iterdir()] == ["config.json"]
 
 
+def test_a_file_of_transformers_is_written_back_and_no_more_than_it_held(tmp_path: Path) -> None:
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"num_labels": 3},
+        {"bos_token_id": 2, "chunk_size_feed_forward": 4},
+    ]
+    for settings in kinds:
+        transformers.BertConfig(vocab_size=99, **settings).save_pretrained(tmp_path / "theirs")
+        theirs = json.loads((tmp_path / "theirs" / "config.json").read_text())
+        ours = BertConfig.from_pretrained(tmp_path / "theirs")
+        assert ours.name_or_path == str(tmp_path / "theirs")
+        ours.save_pretrained(tmp_path / "ours")
+        again = json.loads((tmp_path / "ours" / "config.json").read_text())
+        assert theirs.items() <= again.items()
+        assert again.keys() - theirs.keys() <= {"id2label", "label2id"}
+    BertConfig().save_pretrained(tmp_path)
+    assert not json.loads((tmp_path / "config.json").read_text()).keys() & {
+        "is_decoder", "bos_token_id", "name_or_path", "_name_or_path", "torch_dtype"
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="is_encoder_decoder is set"):
+        BertConfig(is_encoder_decoder=True)
+
+
 def test_importing_the_configuration_loads_no_torch() -> None:
     code = "import sys, bertkit.checkpoint.config; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -129,7 +152,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     ("content", "told"),
     [
         (b"{", "not valid JSON"),
-        (b"[1]", "list"),
+        (b"[1]", "holds a list, not a JSON object"),
+        (b"null", "holds null, not a JSON object"),
+        (b"true", "holds true or false"),
+        (b'{"model_type": null}', "model_type is null"),
         (b"\xff\xfe", "not valid JSON"),
         (b"[" * 200_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),

@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import bertkit
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.layout import write_tensors
 from bertkit.errors import CheckpointError, ConfigError, UsageError
@@ -219,6 +220,52 @@ def test_an_untied_decoder_is_its_own(tmp_path: Path) -> None:
     )
     assert not any(info.values())
     assert torch.equal(again.cls.predictions.decoder.weight, model.cls.predictions.decoder.weight)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
+def test_two_biases_of_the_decoder_are_both_kept(kind: str, tied: bool, tmp_path: Path) -> None:
+    config = transformers.BertConfig(**SMALL, tie_word_embeddings=tied)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    for name in ("cls.predictions.bias", "cls.predictions.decoder.bias"):
+        state[name] = torch.randn(SMALL["vocab_size"])
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    theirs = getattr(transformers, kind).from_pretrained(tmp_path).eval()
+    ours = getattr(bertkit, kind).from_pretrained(tmp_path)
+    assert ours.load_report.missing == ours.load_report.unexpected == ()
+    ids = torch.tensor([[2, 5, 7, 3]])
+    torch.testing.assert_close(ours(ids)[0], theirs(ids)[0], atol=1e-5, rtol=1e-5)
+    ours.save_pretrained(tmp_path / "ours")
+    again = load_file(tmp_path / "ours" / "model.safetensors")
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    ours.train()
+    logits = ours(ids)[0]
+    logits.logsumexp(-1).sum().backward()
+    assert ours.cls.predictions.decoder.bias.grad is not None
+    assert ours.cls.predictions.bias.grad is None
+    ours.resize_token_embeddings(SMALL["vocab_size"] + 3)
+    assert ours(ids)[0].shape[-1] == len(ours.cls.predictions.bias) == SMALL["vocab_size"] + 3
+
+
+def test_a_device_map_names_one_device(theirs: tuple[Any, Path]) -> None:
+    _, path = theirs
+    named: object
+    for named in ("cpu", "auto", torch.device("cpu"), {"": "cpu"}, {"bert": "cpu", "cls": "cpu"}):
+        model = BertModel.from_pretrained(path, device_map=named)
+        if named != "auto":
+            assert model.device == torch.device("cpu")
+    for named, told in (
+        ("balanced", "spreads a model over devices"),
+        ({"bert": "cpu", "cls": "disk"}, "names 2 devices"),
+        ({}, "names 0 devices"),
+        ("disk", "no device is called 'disk'"),
+        (77, "no 'cuda:77' here"),
+    ):
+        with pytest.raises(UsageError, match=told) as caught:
+            BertModel.from_pretrained(path, device_map=named)
+        assert "\n" not in str(caught.value)
 
 
 def test_another_kind_of_model_is_refused_with_the_reason(tmp_path: Path) -> None:

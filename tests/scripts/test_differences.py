@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import bertkit
-from bertkit.errors import DataError
+from bertkit.errors import DataError, UsageError
 from tests.scripts.moved import folder
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -61,12 +61,34 @@ def test_what_is_out_of_range_is_told_in_words() -> None:
         ours(torch.ones(1, 129, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", ["head_mask", "past_key_values", "use_cache"])
-def test_arguments_that_no_model_has_are_named(name: str) -> None:
+@pytest.mark.parametrize("name", ["head_mask", "encoder_hidden_states"])
+def test_arguments_that_no_encoder_has_are_named(name: str) -> None:
     theirs, ours = opened("BertModel")
-    theirs(IDS, **{name: None})
-    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
-        ours(IDS, **{name: None})
+    given = torch.ones(2, 4, 32)
+    torch.testing.assert_close(  # it is left undone, in silence
+        theirs(IDS, **{name: given}).last_hidden_state, theirs(IDS).last_hidden_state
+    )
+    with pytest.raises(UsageError, match=f"{name} must be None"):
+        ours(IDS, **{name: given})
+    theirs(IDS, nonsense=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        ours(IDS, nonsense=1)
+
+
+def test_masks_of_who_sees_whom() -> None:
+    theirs, ours = opened("BertModel")
+    causal = torch.ones(2, 4, 4, dtype=torch.long).tril()
+    with pytest.raises(RuntimeError):
+        theirs(IDS, causal)
+    with pytest.raises(DataError, match="see different tokens"):
+        ours(IDS, causal)
+    everything = torch.ones(2, 4, 4, dtype=torch.long)
+    torch.testing.assert_close(
+        ours(IDS, everything).pooler_output,
+        theirs(IDS, everything).pooler_output,
+        atol=1e-5,
+        rtol=1e-5,
+    )
 
 
 def test_the_limit_of_a_tokenizer_that_names_none(tmp_path: Path) -> None:

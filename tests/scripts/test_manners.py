@@ -263,14 +263,57 @@ print(dict(DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.4)(rows)
     check(script, folder=folder(), texts=TEXTS["en"])
 
 
+@both_languages
+def test_targets_become_labels(language: str) -> None:
+    script = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+print(dict(tokenizer(texts[0], text_target=texts[1])))
+print(dict(tokenizer(text_target=texts[1], return_offsets_mapping=True)))
+print(dict(tokenizer(text_target=texts[0], text_pair_target=texts[1])))
+print(dict(tokenizer(texts, text_target=texts[::-1], padding=True, return_tensors="pt")))
+print(dict(tokenizer(texts, texts, text_target=texts, truncation=True, max_length=8)))
+print(dict(tokenizer(texts * 10, None, texts[::-1] * 10, max_length=5, truncation=True)))
+print(dict(tokenizer([t.split() for t in texts], text_target=[t.split() for t in texts],
+                     is_split_into_words=True)))
+"""
+    check(script, folder=folder(language=language), texts=TEXTS[language])
+
+
+def test_what_scripts_read_of_a_configuration() -> None:
+    script = """
+from transformers import AutoConfig, AutoModel, BertConfig
+
+asked = ["is_decoder", "is_encoder_decoder", "add_cross_attention", "name_or_path", "bos_token_id",
+         "eos_token_id", "pad_token_id", "sep_token_id", "torchscript", "chunk_size_feed_forward",
+         "return_dict", "use_return_dict", "use_cache", "tie_word_embeddings", "problem_type",
+         "num_labels", "output_attentions", "output_hidden_states", "model_type", "architectures"]
+model = AutoModel.from_pretrained(folder)
+for config in (BertConfig(), AutoConfig.from_pretrained(folder), model.config):
+    print([getattr(config, name, "no such name") for name in asked])
+config = BertConfig(chunk_size_feed_forward=2, name_or_path="somewhere", eos_token_id=3)
+config.update({"hidden_size": 96, "bos_token_id": 2, "num_attention_heads": 4})
+print(config.hidden_size, config.name_or_path, config.eos_token_id, config.bos_token_id)
+print(config.torch_dtype, config.to_diff_dict()["hidden_size"])
+config.to_json_file(out + "/mine.json")
+print(BertConfig.from_json_file(out + "/mine.json").hidden_size, model.device)
+"""
+    check(script, folder=folder())
+
+
 def test_what_is_not_understood_is_named() -> None:
     path = folder()
     model = bertkit.BertModel.from_pretrained(path)
     ids = torch.tensor([[2, 9, 3]])
-    with pytest.raises(TypeError, match="unexpected keyword argument 'head_mask'"):
-        model(ids, head_mask=None)
-    with pytest.raises(TypeError, match="unexpected argument 'push_to_hub'"):
-        model.save_pretrained(path, push_to_hub=True)
+    with pytest.raises(UsageError, match="head_mask must be None"):
+        model(ids, head_mask=torch.ones(4))
+    tokenizer = bertkit.BertTokenizer.from_pretrained(path)
+    for thing in (model, model.config, tokenizer):
+        with pytest.raises(UsageError, match="`hf upload NAME FOLDER`"):
+            thing.save_pretrained(path, push_to_hub=True)
+        with pytest.raises(UsageError, match="`hf upload NAME FOLDER`"):
+            thing.push_to_hub("someone/model")
     with pytest.raises(UsageError, match="safe_serialization=False"):
         model.save_pretrained(path, safe_serialization=False)
     with pytest.raises(TypeError, match="'quantization_config'"):

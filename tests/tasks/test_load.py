@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,22 @@ def test_a_head_that_was_never_trained_is_refused_and_may_be_trained(
     optimizer.step()
     model.save_pretrained(folder)
     assert load(folder, "cpu").fill("the [MASK]")[0]
+
+
+def test_a_refusal_on_the_command_line_is_one_line(
+    folder: Path,
+) -> None:
+    never_trained(folder)
+    code = "import sys; from bertkit.cli import main; sys.exit(main({}))"
+    for arguments, status in (
+        (["fill", str(folder), "the [MASK]"], 1),
+        (["next", str(folder), "the cat", "a mat"], 0),
+    ):
+        command = [sys.executable, "-c", code.format(arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == status
+        assert len(done.stderr.splitlines()) == 1
+        assert "cls.predictions" in done.stderr
 
 
 def test_one_trained_number_makes_a_head_trained(folder: Path) -> None:

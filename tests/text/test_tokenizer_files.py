@@ -181,6 +181,8 @@ def test_json_that_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         path.write_text(json.dumps({**good, **parts}))
         return refused(tmp_path, path)
 
+    path.write_text("null")
+    assert "a JSON object is expected, not null" in refused(tmp_path, path)
     path.write_text("[" * 200_000)
     assert "too deeply" in refused(tmp_path, path)
     path.write_text('{"a":' * 200_000)
