@@ -111,7 +111,8 @@ class LogSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """What is written to log.jsonl (always) and to TensorBoard (when asked)."""
 
     every_steps: Positive = 10
-    # Evaluate on the held-out share, on fixed masks, this many times over the run, and at its end.
+    # Evaluate on the held-out share, on fixed masks, this many times over the run, and at its end;
+    # in short runs fewer times, so that none reads more than was trained on since the one before.
     evals: Annotated[int, Meta(ge=0)] = 10
     eval_tokens: Positive = 32768
     # Text of the domain that `model.init` comes from: what training makes of it is watched.
@@ -143,6 +144,13 @@ class TaskModelSettings(Struct, kw_only=True, forbid_unknown_fields=True):
 class TaskDataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     """How rows of a labelled file become what the model reads."""
 
+    # Columns by name or number, and what the file is; none: found out.
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    header: bool | None = None
+    format: str | None = None
+    joiner: str | None = None
     # Tokens of a text, a pair, a window, at most; 0: what the model takes (qa: BERT's 384).
     max_length: Annotated[int, Meta(ge=0)] = 0
     # Windows of a long text share this many tokens (tag, qa).
@@ -165,10 +173,11 @@ class TaskDataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     folds: Annotated[int, Meta(ge=0)] = 0
     # Each class's rows are repeated until it has this share of the largest class's; 0: as they are.
     oversample: Share = 0.0
-    # Rows of tags are changed anew in each epoch: entities swapped for others of their type, or
-    # tokens outside of them hidden behind [MASK].
+    # Rows of tags are changed anew in each epoch: entities swapped for others of their type, words
+    # outside of them hidden behind [MASK].
     augment: Literal["none", "entities", "tokens", "both"] = "none"
-    augment_share: Share = 0.3
+    swap_share: Share = 0.3
+    hide_share: Share = 0.1
     # Rows that cannot be used are left out and counted, instead of ending the run.
     skip_bad_rows: bool = False
 

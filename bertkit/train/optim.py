@@ -56,13 +56,17 @@ def learning_rate_at(progress: float, train: TrainSettings | TaskTrainSettings) 
             return 1.0 if cooldown == 0 else min(1.0, left * rest / cooldown)
 
 
+def is_spared(name: str) -> bool:
+    """Whether the parameter of this name is a bias or of a LayerNorm, which do not decay."""
+    return name.endswith("bias") or "LayerNorm" in name
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for all but biases and LayerNorm (Devlin et al. 2018, appendix A.2)."""
     decay: list[nn.Parameter] = []
     spare: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        spared = name.endswith("bias") or "LayerNorm" in name
-        (spare if spared else decay).append(parameter)
+        (spare if is_spared(name) else decay).append(parameter)
     return [
         {"params": decay, "weight_decay": weight_decay},
         {"params": spare, "weight_decay": 0.0},

@@ -115,7 +115,7 @@ def _check_words(init: str, config: BertConfig, tokenizer: BertTokenizer) -> Non
         )
 
 
-def set_dropout(model: Model, probability: float) -> None:
+def set_dropout(model: torch.nn.Module, probability: float) -> None:
     """Set all dropout of this training; config.json keeps what fine-tuning should use."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

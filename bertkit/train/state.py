@@ -20,10 +20,12 @@ from bertkit.checkpoint.store import save_step
 from bertkit.errors import CheckpointError
 from bertkit.model.pretrained import PretrainedModel
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.lora import has_adapters, merged_state
 from bertkit.train.optim import OptimizerSet
 
 STATE_NAME = "trainer_state.json"
 OPTIMIZER_NAME = "optimizer.safetensors"
+UNMERGED_NAME = "unmerged.safetensors"
 
 
 class RunState(Struct):
@@ -103,7 +105,9 @@ def save_state(
     """
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged_state(model))
+        if has_adapters(model):  # merged, they could not be told apart to the last bit
+            write_tensors(folder / UNMERGED_NAME, dict(model.state_dict()))
         tokenizer.save_pretrained(folder)
         write_tensors(folder / OPTIMIZER_NAME, optimizers.state_tensors())
         write_atomically(folder / "recipe.toml", recipe.encode())
@@ -124,7 +128,10 @@ def restore_state(
         state = msgspec.json.decode((folder / STATE_NAME).read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"{folder / STATE_NAME}: {error}; it is no training state") from error
-    saved = type(model).from_pretrained(folder).state_dict()
+    if has_adapters(model):
+        saved = read_tensor_file(folder / UNMERGED_NAME)
+    else:
+        saved = type(model).from_pretrained(folder).state_dict()
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(saved[name])

@@ -1,0 +1,197 @@
+"""The card of a fine-tuned model: what it does, how well, on what data, with what settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bertkit.checkpoint.files import write_atomically
+from bertkit.settings import dump_recipe
+from bertkit.train.finetune_run import TaskRun
+from bertkit.train.finetune_setup import FinetuneResult
+from bertkit.train.log import clock, read_log
+
+CARD = """---
+library_name: transformers
+pipeline_tag: {pipeline}
+tags:
+- bert
+- bertkit
+---
+
+# {name}
+
+A BERT fine-tuned with bertkit for {what}, from `{origin}`: {layers} layers, hidden size {hidden},
+{parameters:,} parameters.
+{labels}
+## Figures
+
+{figures}
+{choice}
+
+![curves](curves.png)
+
+## Use
+
+```python
+import bertkit
+
+model = bertkit.load("{folder}")
+{use}
+```
+
+The folder also opens in `transformers`: `{auto}.from_pretrained("{folder}")`.
+
+## Data
+
+{data}
+
+## Training
+
+{steps:,} steps, {examples:,} examples, {tokens:,} tokens, {time}{skipped}.
+
+```toml
+{recipe}```
+"""
+# By task: what it does, Hugging Face's name of it, a call, transformers' class.
+SHOWN = {
+    "classify": (
+        "labels of texts",
+        "text-classification",
+        'print(model.classify(["A text."]))',
+        "AutoModelForSequenceClassification",
+    ),
+    "regress": (
+        "numbers for texts",
+        "text-classification",
+        'print(model.classify(["A text."]))',
+        "AutoModelForSequenceClassification",
+    ),
+    "tag": (
+        "entities and other labelled stretches of texts",
+        "token-classification",
+        'print(model.tag(["A text."]))',
+        "AutoModelForTokenClassification",
+    ),
+    "qa": (
+        "answers out of passages",
+        "question-answering",
+        'print(model.answer("A question?", "A passage."))',
+        "AutoModelForQuestionAnswering",
+    ),
+    "choose": (
+        "choices",
+        "multiple-choice",
+        'print(model.choose("A question?", ["one", "two"]))',
+        "AutoModelForMultipleChoice",
+    ),
+}
+MOST_LABELS = 40
+
+
+def write_card(run: TaskRun, model: Any, result: FinetuneResult) -> None:
+    """Write README.md and curves.png into RUN/model."""
+    folder = run.out / "model"
+    draw_curves(read_log(run.out / "log.jsonl"), folder / "curves.png", run.metric)
+    what, pipeline, use, auto = SHOWN[run.task.name]
+    card = CARD.format(
+        name=run.out.name,
+        pipeline=pipeline,
+        what=what,
+        origin=run.recipe.model.init,
+        layers=model.config.num_hidden_layers,
+        hidden=model.config.hidden_size,
+        parameters=model.num_parameters(),
+        labels=_labels(run, model),
+        figures=figures_table(result),
+        choice=_choice(run, result),
+        folder=folder,
+        use=use,
+        auto=auto,
+        data=_data(run),
+        steps=result.steps,
+        examples=result.examples,
+        tokens=result.tokens,
+        time=clock(result.seconds),
+        skipped=f", {result.skipped} steps skipped for a bad loss" if result.skipped else "",
+        recipe=dump_recipe(run.recipe),
+    )
+    write_atomically(folder / "README.md", card.encode())
+
+
+def _labels(run: TaskRun, model: Any) -> str:
+    if "label2id" not in run.task.config_changes():
+        return ""
+    names = list(model.config.id2label.values())
+    more = f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
+    shown = ", ".join(f"`{name}`" for name in names[:MOST_LABELS])
+    return f"\nLabels: {shown}{more}.\n"
+
+
+def _choice(run: TaskRun, result: FinetuneResult) -> str:
+    if not result.figures:
+        return "\nNothing was measured on while it learned; these are the weights of the last step."
+    early = ", after which it was not better any more" if result.stopped_early else ""
+    return (
+        f"\nThe weights are those of step {result.best_step:,} of {result.steps:,}{early}: the "
+        f"best on dev by `{result.metric}`."
+    )
+
+
+def _data(run: TaskRun) -> str:
+    files, data = run.files, run.recipe.data
+    lines = [f"- train: {files.train.name}, {len(run.data.store):,} examples"]
+    if run.parts.dev is not None:
+        held = f"held out of {files.train.name}" if files.dev is None else files.dev.name
+        lines.append(f"- dev: {held}")
+    if files.test is not None:
+        lines.append(f"- test: {files.test.name}")
+    for name in ("oversample", "augment"):
+        if (value := getattr(data, name)) not in (0.0, "none"):
+            lines.append(f"- {name}: {value}")
+    return "\n".join(lines)
+
+
+def figures_table(result: FinetuneResult) -> str:
+    """The figures on dev and test as a Markdown table."""
+    names = list(dict.fromkeys([*result.figures, *result.test]))
+    names = [n for n in names if _number(result.figures.get(n, result.test.get(n)))]
+    if not names:
+        return "There was no dev file and no test file."
+    lines = ["| figure | dev | test |", "|---|---|---|"]
+    for name in names:
+        row = [_shown(figures.get(name)) for figures in (result.figures, result.test)]
+        lines.append(f"| {name} | {row[0]} | {row[1]} |")
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def draw_curves(lines: list[dict[str, Any]], path: Path, metric: str) -> None:
+    """Draw the training loss, the figure on dev and the learning rate over examples."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train = [line for line in lines if line["event"] == "train"]
+    measured = [line for line in lines if line["event"] == "eval"]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, points, key, title in zip(
+        panels,
+        (train, measured, train),
+        ("loss", metric, "learning_rate"),
+        ("training loss", f"{metric} on dev", "learning rate"),
+        strict=True,
+    ):
+        shown = [(p["examples"], p[key]) for p in points if isinstance(p.get(key), float)]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), marker="o" if points is measured else None)
+        axes.set_title(title)
+        axes.set_xlabel("examples")
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,123 @@
+"""The training rows as steps: which examples each epoch and each step holds."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bertkit.errors import DataError
+from bertkit.runtime import Runtime
+from bertkit.settings import FinetuneRecipe
+from bertkit.tasks.task import Task
+from bertkit.train.augment import Mentions, hide_words, swap_rows
+from bertkit.train.features import FeatureStore, epoch_order, split_step, store_features
+from bertkit.train.finetune_step import Micro
+from bertkit.train.objectives import IGNORED
+from bertkit.train.rows import Census, Part
+
+# Labels that stand for "no entity".
+OUTSIDE = "O"
+
+
+class TrainData:
+    """What a run learns from, tokenized once; changed rows (data.augment) once an epoch.
+
+    Args:
+        task: what makes features of rows.
+        part: the training rows.
+        census: what was seen in them.
+        recipe: oversampling, augmentation, batch size, seed.
+
+    Attributes:
+        store: the rows as they are.
+    """
+
+    def __init__(self, task: Task[Any], part: Part, census: Census, recipe: FinetuneRecipe) -> None:
+        self.task, self.part, self.recipe = task, part, recipe
+        self.store = store_features(task, part)
+        self._row_classes = census.rarest() if recipe.data.oversample > 0 else None
+        self._mentions: Mentions | None = None
+        if recipe.data.augment in ("entities", "both"):
+            self._mentions = Mentions(part)
+        if not len(self.store):
+            raise DataError("no rows to learn from")
+
+    @property
+    def fingerprint(self) -> int:
+        """A checksum of all tokens and targets: a run goes on with the data that it began with."""
+        targets = self.store.targets.contiguous().numpy()
+        return zlib.crc32(targets.tobytes(), zlib.crc32(self.store.ids.tobytes()))
+
+    def epoch(self, epoch: int) -> Epoch:
+        """One pass over the data: its order, and its rows as they are in it."""
+        data, seed = self.recipe.data, self.recipe.train.seed
+        store = self.store
+        if self._mentions is not None:
+            rows = swap_rows(self.part, self._mentions, data.swap_share, seed, epoch)
+            store = store_features(self.task, rows)
+        if data.augment in ("tokens", "both"):
+            outside = self.task.config_changes()["label2id"].get(OUTSIDE, IGNORED)
+            mask = self.task.tokenizer.mask_token_id
+            store = hide_words(store, mask, data.hide_share, outside, seed, epoch)
+        classes = None if self._row_classes is None else self._row_classes[store.rows]
+        order = epoch_order(len(store), classes, data.oversample, seed, epoch)
+        return Epoch(store, order, self.recipe.train.batch_size, self.recipe.train.micro_tokens)
+
+    def lines(self) -> list[str]:
+        """What the model will read, for people."""
+        tokens = self.store.tokens
+        shown = np.percentile(tokens, [50, 95, 100]).astype(int).tolist()
+        lines = [
+            f"{len(tokens):,} examples of {shown[0]} tokens (median), 95% up to {shown[1]}, "
+            f"longest {shown[2]}; at most {self.task.max_length}"
+        ]
+        rows = len(np.unique(self.store.rows))
+        counts = np.bincount(self.store.rows)
+        if (several := int((counts > 1).sum())) and self.task.reads_tokens:
+            lines.append(
+                f"{several:,} rows ({several / rows:.1%}) are longer, read in overlapping windows"
+            )
+        if cut := len(np.unique(self.store.rows[self.store.cut > 0])):
+            lines.append(f"{cut:,} rows ({cut / rows:.1%}) are longer, their ends cut off")
+        return lines
+
+    def class_counts(self, classes: int) -> Tensor:
+        """[C] how many items have each class; with several labels a text [C + 1], rows last."""
+        targets = self.store.targets
+        if targets.is_floating_point():
+            return torch.cat([targets.sum(0), torch.tensor([float(len(targets))])])
+        kept = targets[targets != IGNORED].flatten()
+        return torch.bincount(kept, minlength=classes)
+
+
+class Epoch:
+    """The steps of one pass over the data."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        order: NDArray[np.int64],
+        batch_size: int,
+        micro_tokens: int | None,
+    ) -> None:
+        self.store, self.order = store, order
+        self.batch_size, self.micro_tokens = batch_size, micro_tokens or 0
+
+    @property
+    def steps(self) -> int:
+        """How many there are; the last may hold fewer examples."""
+        return -(-len(self.order) // self.batch_size)
+
+    def step(self, number: int, machine: Runtime) -> list[Micro]:
+        """The micro-batches of a step that are this rank's."""
+        chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        parts = split_step(self.store, chosen, machine.world, self.micro_tokens)
+        return [
+            Micro(self.store.batch(part if len(part) else chosen[:1]), len(part) > 0)
+            for part in parts[machine.rank :: machine.world]
+        ]

@@ -1,0 +1,298 @@
+"""Everything that a fine-tuning run works with, and how it comes together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bertkit.checkpoint.files import CONFIG_NAME
+from bertkit.checkpoint.store import newest_step, save_step, step_name
+from bertkit.errors import UsageError
+from bertkit.infer.engine import predict_rows
+from bertkit.runtime import Runtime
+from bertkit.settings import FinetuneRecipe
+from bertkit.tasks.task import Task
+from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.budget import Budget
+from bertkit.train.finetune_data import TrainData
+from bertkit.train.finetune_setup import (
+    Files,
+    Parts,
+    build_task,
+    open_model,
+    open_parts,
+    open_teacher,
+    open_tokenizer,
+    rebuild_model,
+)
+from bertkit.train.finetune_step import wrap
+from bertkit.train.log import Progress, RunLog
+from bertkit.train.lora import merged_state
+from bertkit.train.objectives import Objective, class_weights
+from bertkit.train.rates import TaskOptimizer
+from bertkit.train.run import check_same_machine
+from bertkit.train.setup import wants_compile
+from bertkit.train.state import RunState, restore_state
+
+# Figures that are better the lower they are.
+LOWER = ("loss", "mse", "mae", "rmse", "error")
+# Where the best weights so far are kept while a run lasts.
+BEST = "best"
+# Rows on which a run tries its dev file before the first step.
+TRIED = 8
+
+
+class TaskState(RunState):
+    """Where a fine-tuning run stands; its cursor is (epoch, step in it, steps of it).
+
+    Attributes:
+        examples: learned from so far, each as often as it was.
+        best: the best figure so far; None: there is none yet.
+        best_step: the step that has it.
+        figures: all figures of that step.
+        stale: evaluations since.
+        stopped: the figures did not get better any more.
+        data: a checksum of the training data.
+    """
+
+    examples: int = 0
+    best: float | None = None
+    best_step: int = 0
+    figures: dict[str, Any] = msgspec.field(default_factory=dict)
+    stale: int = 0
+    stopped: bool = False
+    data: int = 0
+
+
+class TaskBudget(Budget):
+    """A budget whose epochs are counted in steps, which hold examples, not tokens."""
+
+    def share(self, state: RunState) -> float:
+        """The share of the budget that is spent, 0 to 1 (and a little over at the end)."""
+        if self.train.epochs is None:
+            return super().share(state)
+        epoch, step, steps = state.cursor
+        return (epoch + (step / steps if steps else 0.0)) / self.train.epochs
+
+
+@dataclass
+class TaskRun:
+    """Everything that the loop works with."""
+
+    out: Path
+    files: Files
+    recipe: FinetuneRecipe
+    machine: Runtime
+    task: Task[Any]
+    parts: Parts
+    data: TrainData
+    model: Any
+    module: nn.Module
+    optimizers: TaskOptimizer
+    state: TaskState
+    budget: TaskBudget
+    metric: str
+    log: RunLog
+    progress: Progress
+    last_save: float = 0.0
+    # A signal came to this rank; `stop` follows when all ranks have heard of it.
+    asked: bool = False
+    stop: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """The budget is spent, or there is nothing more to be gained."""
+        return self.state.progress >= 1 or self.state.stopped
+
+    @property
+    def done(self) -> bool:
+        """The run is complete, or all ranks agreed to stop."""
+        return self.stop or self.complete
+
+    @property
+    def tokenizer(self) -> BertTokenizer:
+        """The model's own."""
+        return self.task.tokenizer
+
+
+def prepare_run(
+    task_name: str,
+    places: tuple[Files, Path, int | None],
+    recipe: FinetuneRecipe,
+    machine: Runtime,
+    resume: bool,
+    progress: Progress,
+) -> TaskRun:
+    """Put a run together: from a model, or from its newest checkpoint that verifies.
+
+    Args:
+        task_name: one of TASKS.
+        places: the files, the run folder, and the number of the fold to measure on, if any.
+        recipe: the settings, resolved.
+        machine: device, format, ranks.
+        resume: go on from a checkpoint where there is one.
+        progress: where remarks go.
+
+    Raises:
+        DataError: a file is missing, bad, or nothing can be learned from it.
+        CheckpointError: the model or every checkpoint of the run is unusable.
+        UsageError: model, data and settings do not go together.
+    """
+    begun = time.monotonic()
+    (files, out, fold), train = places, recipe.train
+    assert recipe.model.init is not None
+    parts = open_parts(task_name, files, recipe, fold)
+    found = newest_step(out / "checkpoints", progress.say) if resume else None
+    tokenizer, config = open_tokenizer(str(found or recipe.model.init))
+    task, census = build_task(task_name, tokenizer, config, parts, recipe.data)
+    data = TrainData(task, parts.train, census, recipe)
+    _tell(progress, files, parts, census.summary.lines(), data)
+    if found is None:
+        model = open_model(recipe.model.init, task, recipe, progress.say)
+    else:
+        model = rebuild_model(found, task, recipe)
+    model = model.to(machine.device).train()
+    optimizers = TaskOptimizer(model, train)
+    state = TaskState(data=data.fingerprint)
+    if found is not None:
+        state = restore_state(found, model, optimizers, TaskState)
+        if state.data != data.fingerprint:
+            raise UsageError(f"{files.train}: not the rows that {out} began with; start anew")
+        check_same_machine(state, machine, progress)
+        progress.say(f"continuing from {found} (step {state.step:,})")
+    state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
+    board = out / "tensorboard" if recipe.log.tensorboard else None
+    log = RunLog(out / "log.jsonl", state.step, board, silent=machine.rank > 0)
+    run = TaskRun(
+        out=out,
+        files=files,
+        recipe=recipe,
+        machine=machine,
+        task=task,
+        parts=parts,
+        data=data,
+        model=model,
+        module=wrap(
+            model, _objective(task, recipe, data, machine), machine, wants_compile(recipe, machine)
+        ),
+        optimizers=optimizers,
+        state=state,
+        budget=TaskBudget(train, 0, state, machine, begun),
+        metric=(train.metric_for_best_model or task.metric).removeprefix("eval_"),
+        log=log,
+        progress=progress,
+        last_save=time.monotonic(),
+    )
+    _try_metric(run)
+    return run
+
+
+def _tell(
+    progress: Progress, files: Files, parts: Parts, labels: list[str], data: TrainData
+) -> None:
+    """Say what was understood of the files, before anything is trained."""
+    for name, part in (("train", parts.train), ("dev", parts.dev), ("test", parts.test)):
+        if part is None:
+            continue
+        path = getattr(files, name)
+        progress.say(f"{name}: {path or 'held out of ' + str(files.train)}")
+        lines = part.file.describe() if path else []
+        for line in lines + (labels + data.lines() if name == "train" else []):
+            progress.say(f"  {line}")
+        for line in part.bad.lines():
+            progress.say(f"  left out: {line}")
+        for line in part.file.findings.lines():
+            progress.say(f"  {line}")
+
+
+def _objective(
+    task: Task[Any], recipe: FinetuneRecipe, data: TrainData, machine: Runtime
+) -> Objective:
+    train = recipe.train
+    weights = None
+    if train.class_weights != "none":
+        labels = list(task.config_changes()["id2label"].values())
+        several = data.store.targets.is_floating_point()
+        weights = class_weights(
+            train.class_weights, labels, data.class_counts(len(labels)), several
+        )
+    teacher = None
+    if train.teacher is not None:
+        teacher = open_teacher(train.teacher, task).to(machine.device)
+    return Objective(task, train, weights, teacher)
+
+
+def _try_metric(run: TaskRun) -> None:
+    """Predict a few dev rows: what cannot be measured is told before training.
+
+    Raises:
+        UsageError: there is no such figure as `train.metric_for_best_model`.
+    """
+    if run.parts.dev is None or run.state.step:
+        return
+    few = [row for row, _ in zip(run.parts.dev, range(TRIED), strict=False)]
+    figures = measure(run, run.model, few)
+    if run.machine.rank == 0 and run.metric not in figures:
+        known = ", ".join(name for name, value in figures.items() if isinstance(value, float))
+        raise UsageError(f"train.metric_for_best_model={run.metric}: there are {known}")
+
+
+def measure(
+    run: TaskRun, model: Any, rows: Iterable[Any], task: Task[Any] | None = None
+) -> dict[str, Any]:
+    """The figures of labelled rows, on the first rank; nothing on others, who wait."""
+    figures: dict[str, Any] = {}
+    task = task or run.task
+    if run.machine.rank == 0:
+        meter = task.meter()
+        for row, prediction in predict_rows(task, model, rows, dtype=run.machine.dtype):
+            meter.add(row, prediction)
+        figures = meter.figures()
+    if run.machine.world > 1:
+        dist.barrier()
+    return figures
+
+
+def take_figures(run: TaskRun, figures: dict[str, Any]) -> bool:
+    """Note a new evaluation; whether it is the best so far. All ranks decide alike."""
+    state = run.state
+    mine = torch.tensor(float(figures.get(run.metric, 0.0)), dtype=torch.float64)
+    value = float(run.machine.sum(mine.to(run.machine.device)))
+    better = state.best is None
+    if state.best is not None:
+        lower = any(word in run.metric for word in LOWER)
+        better = value < state.best if lower else value > state.best
+    if value == value and better:
+        state.best, state.best_step, state.figures, state.stale = value, state.step, figures, 0
+        return True
+    state.stale += 1
+    patience = run.recipe.train.patience
+    state.stopped = patience > 0 and state.stale >= patience
+    return False
+
+
+def save_best(run: TaskRun) -> None:
+    """Keep the weights of this step, which are the best so far, beside those before them."""
+    if run.machine.rank == 0:
+        # Two, for a run that is killed before its next checkpoint needs those before once more.
+        save_step(run.out / BEST, run.state.step, lambda folder: save_model(run, folder), keep=2)
+
+
+def save_model(run: TaskRun, folder: Path) -> None:
+    """The model as it is, as a plain model folder."""
+    run.model.save_pretrained(folder, state_dict=merged_state(run.model))
+    run.tokenizer.save_pretrained(folder)
+
+
+def best_folder(run: TaskRun) -> Path | None:
+    """Where the best weights are; None: nothing was measured, the last ones count."""
+    folder = run.out / BEST / step_name(run.state.best_step)
+    return folder if (folder / CONFIG_NAME).is_file() else None
