@@ -182,7 +182,7 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
     text = f"step {state.step:,}  loss {state.loss_mean:.3f}"
     text += f"  {rate:,.0f} tokens/s  {share:.0%} of peak"
     run.progress.update(min(state.progress, 1.0), text, run.budget.seconds_left(state))
-    due = int(state.progress * recipe.log.evals)
+    due = run.evals_due()
     if run.dev and (due > state.evals or state.progress >= 1):
         state.evals = due
         _evaluate(run)

@@ -69,6 +69,17 @@ class Run:
         """The budget is spent, or all ranks agreed to stop."""
         return self.stop or self.state.progress >= 1
 
+    def evals_due(self) -> int:
+        """How many evaluations should be done by now, but for the last.
+
+        None reads more tokens than were trained on since the one before it: a run of a few steps
+        would else spend its time on looking at itself.
+        """
+        log = self.recipe.log
+        held_out = sum(store.tokens for store in self.source.dev)
+        affordable = self.state.tokens // max(min(log.eval_tokens, held_out), 1)
+        return min(int(self.state.progress * log.evals), affordable)
+
 
 def prepare_run(
     places: tuple[list[Path], Path],

@@ -137,6 +137,18 @@ def test_card_and_curves(finished: PretrainResult) -> None:
     assert (finished.model / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_a_short_run_does_not_spend_its_time_on_evaluations(data: Path, tmp_path: Path) -> None:
+    result = run(data, tmp_path / "run", train__steps=20, log__evals=1000)
+    lines = read_log(result.run / "log.jsonl")
+    seen = [line["tokens"] for line in lines if line["event"] == "eval"]
+    steps = [line["step"] for line in lines if line["event"] == "eval"]
+    assert 1 < len(seen) <= 1 + result.tokens // 1024
+    assert steps[-1] == 20
+    few = run(data, tmp_path / "few", train__steps=3, log__evals=10)
+    lines = read_log(few.run / "log.jsonl")
+    assert [line["step"] for line in lines if line["event"] == "eval"] == [3]
+
+
 def test_the_log_tells_everything(finished: PretrainResult) -> None:
     lines = read_log(finished.run / "log.jsonl")
     assert lines[0]["event"] == "start"
