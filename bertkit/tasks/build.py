@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from bertkit.checkpoint.config import BertConfig
-from bertkit.errors import ConfigError, UsageError
+from bertkit.errors import ConfigError, DataError, UsageError
 from bertkit.model.task_heads import PROBLEM_TYPES
+from bertkit.tasks.choose import Choose
 from bertkit.tasks.classify import Classify, MultiLabel, Regress, learn_labels
 from bertkit.tasks.options import TaskOptions
+from bertkit.tasks.qa import Answer, learn_answers
+from bertkit.tasks.schemes import PLAIN, detect_scheme
+from bertkit.tasks.tag import Tag, learn_tags
 from bertkit.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -60,8 +64,15 @@ def new_task(
         multi = options.multi_label or several
         options = replace(options, multi_label=multi)
         return (MultiLabel if multi else Classify)(tokenizer, labels, options)
+    if name == "tag":
+        tags, scheme = learn_tags(rows, options.scheme)
+        return Tag(tokenizer, tags, replace(options, scheme=scheme))
+    if name == "qa":
+        return Answer(tokenizer, learn_answers(rows, options))
     if name == "regress":
         return Regress(tokenizer, options)
+    if name == "choose":
+        return Choose(tokenizer, options)
     raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
 
 
@@ -79,17 +90,39 @@ def saved_task(config: BertConfig, tokenizer: BertTokenizer) -> Task[Any]:
     options = _with_length(name, options, tokenizer, config.max_position_embeddings)
     labels = list(config.id2label.values())
     if name in ("classify", "regress"):
-        kind = config.problem_type
-        if kind not in (None, *PROBLEM_TYPES):
-            raise ConfigError(f"problem_type is {kind!r}; it may be {', '.join(PROBLEM_TYPES)}")
-        _, multi, regression = PROBLEM_TYPES
-        if kind == regression or (kind is None and len(labels) == 1):
-            if len(labels) != 1:
-                raise ConfigError(f"the model gives {len(labels)} numbers a text; one is wanted")
-            return Regress(tokenizer, options)
-        options = replace(options, multi_label=kind == multi)
-        return (MultiLabel if kind == multi else Classify)(tokenizer, labels, options)
+        return _saved_classifier(config, labels, tokenizer, options)
+    if name == "tag":
+        crf = bool(getattr(config, "crf", False))
+        scheme = options.scheme or _scheme_of(labels)
+        return Tag(tokenizer, labels, replace(options, crf=crf, scheme=scheme))
+    if name == "qa":
+        return Answer(tokenizer, options)
+    if name == "choose":
+        return Choose(tokenizer, options)
     raise ConfigError(f"bertkit_task is {name!r}; it may be {', '.join(TASKS)}")
+
+
+def _saved_classifier(
+    config: BertConfig, labels: list[str], tokenizer: BertTokenizer, options: TaskOptions
+) -> Task[Any]:
+    kind = config.problem_type
+    if kind not in (None, *PROBLEM_TYPES):
+        raise ConfigError(f"problem_type is {kind!r}; it may be {', '.join(PROBLEM_TYPES)}")
+    _, multi, regression = PROBLEM_TYPES
+    if kind == regression or (kind is None and len(labels) == 1):
+        if len(labels) != 1:
+            raise ConfigError(f"the model gives {len(labels)} numbers a text; one is wanted")
+        return Regress(tokenizer, options)
+    options = replace(options, multi_label=kind == multi)
+    return (MultiLabel if kind == multi else Classify)(tokenizer, labels, options)
+
+
+def _scheme_of(labels: list[str]) -> str:
+    """How the tags of a model are to be read; tags of no one scheme are plain labels."""
+    try:
+        return detect_scheme(labels)
+    except DataError:
+        return PLAIN
 
 
 def _kept(config: BertConfig) -> tuple[str, TaskOptions]:

@@ -199,8 +199,8 @@ class Regress(_TextTask):
     metric = "pearson"
 
     def label_settings(self) -> dict[str, Any]:
-        """One output, without a name."""
-        return {"num_labels": 1, "problem_type": _REGRESSION}
+        """One output, without a name of its own."""
+        return named_labels(["LABEL_0"]) | {"problem_type": _REGRESSION}
 
     def check(self, row: TextRow) -> None:
         """Refuse a label that is no number."""

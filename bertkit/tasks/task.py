@@ -7,6 +7,7 @@ prediction, in the user's own offsets and label names.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -96,6 +97,12 @@ class Task(ABC, Generic[RowT]):
     def __init__(self, tokenizer: BertTokenizer, options: TaskOptions) -> None:
         self.tokenizer, self.options = tokenizer, options
         self.max_length = options.max_length or min(tokenizer.model_max_length, 512)
+
+    def with_options(self, **changes: Any) -> Self:
+        """The same task that decodes otherwise: null_threshold and the like, not lengths."""
+        other = copy.copy(self)
+        other.options = replace(self.options, **changes)
+        return other
 
     @property
     @abstractmethod
