@@ -155,19 +155,7 @@ def prepare_run(
     task, census = build_task(task_name, tokenizer, config, parts, recipe.data)
     data = TrainData(task, parts.train, census, recipe)
     _tell(progress, files, parts, census.summary.lines(), data)
-    if found is None:
-        model = open_model(recipe.model.init, task, recipe, progress.say)
-    else:
-        model = rebuild_model(found, task, recipe)
-    model = model.to(machine.device).train()
-    optimizers = TaskOptimizer(model, train)
-    state = TaskState(data=data.fingerprint)
-    if found is not None:
-        state = restore_state(found, model, optimizers, TaskState)
-        if state.data != data.fingerprint:
-            raise UsageError(f"{files.train}: not the rows that {out} began with; start anew")
-        check_same_machine(state, machine, progress)
-        progress.say(f"continuing from {found} (step {state.step:,})")
+    model, optimizers, state = _begin(found, task, data, recipe, machine, progress)
     state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
     board = out / "tensorboard" if recipe.log.tensorboard else None
     log = RunLog(out / "log.jsonl", state.step, board, silent=machine.rank > 0)
@@ -193,6 +181,33 @@ def prepare_run(
     )
     _try_metric(run)
     return run
+
+
+def _begin(
+    found: Path | None,
+    task: Task[Any],
+    data: TrainData,
+    recipe: FinetuneRecipe,
+    machine: Runtime,
+    progress: Progress,
+) -> tuple[Any, TaskOptimizer, TaskState]:
+    """Model, optimiser and state: of the checkpoint `found`, else of the first step."""
+    assert recipe.model.init is not None
+    if found is None:
+        model = open_model(recipe.model.init, task, recipe, progress.say)
+    else:
+        model = rebuild_model(found, task, recipe)
+    model = model.to(machine.device).train()
+    optimizers = TaskOptimizer(model, recipe.train)
+    state = TaskState(data=data.fingerprint)
+    if found is not None:
+        state = restore_state(found, model, optimizers, TaskState)
+        if state.data != data.fingerprint:
+            where = data.part.file.path
+            raise UsageError(f"{where}: not the rows that {found} learned from; start anew")
+        check_same_machine(state, machine, progress)
+        progress.say(f"continuing from {found} (step {state.step:,})")
+    return model, optimizers, state
 
 
 def _tell(
