@@ -7,8 +7,8 @@ adds what can be: characters that are missing, and the words of other scripts be
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import heapify, heappop, heappush
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.text.scripts import script_of
 from bertkit.text.tokenizer import BertTokenizer
-from bertkit.text.vocab import LONGEST_WORD, UNK_WEIGHT, ScriptCoverage
+from bertkit.text.vocab import LONGEST_WORD, ScriptCoverage
 from bertkit.text.wordcount import count_words
 
 # Beside this share of Han characters among the words, the user is told what cannot be added.
@@ -51,7 +51,7 @@ class FoundWords:
     """What a corpus has for a vocabulary.
 
     Attributes:
-        words: the new words; missing characters first, then by what they save.
+        words: the new words and characters, by what they save.
         asked: how many were asked for.
         min_frequency: words seen fewer times were left out.
         characters, total_words, distinct_words, pruned_below: see VocabResult.
@@ -76,7 +76,7 @@ class FoundWords:
         if len(self.words) < self.asked:
             notes.append(
                 f"{len(self.words)} words, fewer than the {self.asked} asked: the corpus has no "
-                f"more that are broken up and seen {self.min_frequency} times"
+                f"more that are broken up and were seen {self.min_frequency} times or more"
             )
         if self.han > MUCH_HAN * self.total_words and self.splits_han:
             notes.append(
@@ -136,8 +136,8 @@ def find_words(
     """The words of a corpus whose addition to a vocabulary saves the most tokens.
 
     A word saves count x (pieces - 1) tokens; each is chosen with those before it in place, so that
-    after "cytokine" the word "cytokines" counts for no more than it still saves. A missing
-    character is worth UNK_WEIGHT tokens wherever it makes a word [UNK]. Numbers are left out.
+    after "cytokine" the word "cytokines" counts for no more than it still saves. A character that
+    the vocabulary lacks is worth a token for each word that it makes [UNK]. Numbers are left out.
 
     Args:
         texts: paragraphs or documents, read once, in bounded memory.
@@ -194,7 +194,7 @@ def cut(word: str, vocab: Mapping[str, Any], prefix: str = "##") -> list[str] | 
 
 
 class _Chooser:
-    """Chooses words one by one; the vocabulary grows with each."""
+    """Chooses words and characters one by one; the vocabulary grows with each."""
 
     def __init__(
         self, tokenizer: BertTokenizer, words: Mapping[str, int], min_frequency: int
@@ -206,34 +206,36 @@ class _Chooser:
         self.words = {w: n for w, n in words.items() if len(w) <= LONGEST_WORD and w not in special}
         self.least = min_frequency
         self.vocab: dict[str, tuple[str, ...]] = {token: (token,) for token in self.old}
+        self.missing = self._missing_characters()
+        self.done: set[str] = set()
 
     def choose(self, add: int) -> list[NewWord]:
-        """At most `add` words: those that are worth most, missing characters first."""
-        missing = self._missing_characters()
+        """At most `add` words and characters: those that are worth most, in this order."""
         # Words are cut as if no character were missing: what is not chosen has no score of its own.
-        self.vocab |= {piece: self._stand_in(piece) for piece in missing}
-        chosen = [(UNK_WEIGHT * n, piece) for piece, n in missing.items()]
-        heap = self._scored()
+        self.vocab |= {piece: self._stand_in(piece) for piece in self.missing}
+        heap = [(-score, token) for token in self._candidates() if (score := self._score(token))]
+        heapify(heap)
         picked: list[NewWord] = []
-        chosen.sort(key=lambda pair: (-pair[0], pair[1]))
-        pieces: list[NewWord] = []
-        while len(picked) + len(pieces) < add and (heap or chosen):
-            if chosen and (not heap or chosen[0][0] >= -heap[0][0]):
-                _, piece = chosen.pop(0)
-                pieces.append(self._new(piece, missing[piece], self.vocab[piece]))
-                continue
-            score, word = heappop(heap)
-            now = self._score(word)
+        while len(picked) < add and heap:
+            score, token = heappop(heap)
+            now = self._score(token)
             if now < -score:  # an earlier choice stands for a part of it by now
                 if now > 0:
-                    heappush(heap, (-now, word))
+                    heappush(heap, (-now, token))
                 continue
-            made_of = cut(word, self.vocab, self.prefix)
-            assert made_of is not None
-            old = tuple(part for piece in made_of for part in self.vocab[piece])
-            picked.append(self._new(word, self.words[word], self._old_pieces(word, old)))
-            self.vocab[word] = old
-        return pieces + picked
+            picked.append(self._chosen(token))
+        return picked
+
+    def _chosen(self, token: str) -> NewWord:
+        """Put it in the vocabulary."""
+        self.done.add(token)
+        if token in self.missing:
+            return self._new(token, self._seen(self.missing[token]), self.vocab[token])
+        made_of = cut(token, self.vocab, self.prefix)
+        assert made_of is not None
+        old = tuple(part for piece in made_of for part in self.vocab[piece])
+        self.vocab[token] = old
+        return self._new(token, self.words[token], self._old_pieces(token, old))
 
     def _old_pieces(self, word: str, through_new: tuple[str, ...]) -> tuple[str, ...]:
         """The old tokenizer's own pieces; with a character missing, those of the rest."""
@@ -243,16 +245,19 @@ class _Chooser:
     def _new(self, token: str, count: int, pieces: tuple[str, ...]) -> NewWord:
         return NewWord(token, count, pieces, tuple(self.old[piece] for piece in pieces))
 
-    def _missing_characters(self) -> dict[str, int]:
-        """Single characters that no piece stands for, and how many words they make [UNK]."""
-        counts: Counter[str] = Counter()
-        for word, count in self.words.items():
+    def _missing_characters(self) -> dict[str, list[str]]:
+        """Single characters that no piece stands for, and the words that they make [UNK]."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for word in self.words:
             if cut(word, self.old, self.prefix) is not None:
                 continue
             pieces = [word[0], *(self.prefix + char for char in word[1:])]
             for piece in {p for p in pieces if p not in self.old}:
-                counts[piece] += count
-        return {piece: n for piece, n in counts.items() if n >= self.least}
+                found[piece].append(word)
+        return {piece: words for piece, words in found.items() if self._seen(words) >= self.least}
+
+    def _seen(self, words: Iterable[str]) -> int:
+        return sum(self.words[word] for word in words)
 
     def _stand_in(self, piece: str) -> tuple[str, ...]:
         """For "##x" the "x" of the vocabulary, or the other way round; else [UNK]."""
@@ -260,20 +265,20 @@ class _Chooser:
         other = piece.removeprefix(self.prefix) if inside else self.prefix + piece
         return (other if other in self.old else self.unk,)
 
-    def _score(self, word: str) -> int:
-        pieces = cut(word, self.vocab, self.prefix)
-        return 0 if pieces is None else self.words[word] * (len(pieces) - 1)
+    def _score(self, token: str) -> int:
+        """The tokens that it saves: of a word all pieces but one, of a character each [UNK]."""
+        if token in self.missing:
+            left = self._seen(word for word in self.missing[token] if word not in self.done)
+            return left if left >= self.least else 0
+        pieces = cut(token, self.vocab, self.prefix)
+        return 0 if pieces is None else self.words[token] * (len(pieces) - 1)
 
-    def _scored(self) -> list[tuple[int, str]]:
-        heap = [
-            (-score, word)
-            for word, count in self.words.items()
-            if count >= self.least
-            and not all(script_of(char) == "Digits" for char in word)
-            and (score := self._score(word)) > 0
-        ]
-        heapify(heap)
-        return heap
+    def _candidates(self) -> Iterator[str]:
+        yield from self.missing
+        for word, count in self.words.items():
+            number = all(script_of(char) == "Digits" for char in word)
+            if count >= self.least and not number and word not in self.missing:
+                yield word
 
 
 def extend_tokenizer(tokenizer: BertTokenizer, tokens: Sequence[str]) -> BertTokenizer:

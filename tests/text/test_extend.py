@@ -14,7 +14,6 @@ from tokenizers.models import WordPiece
 from bertkit import BertTokenizer
 from bertkit.errors import DataError, UsageError
 from bertkit.text.extend import check_saved, cut, extend_tokenizer, find_words
-from bertkit.text.vocab import UNK_WEIGHT
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
@@ -87,21 +86,26 @@ def test_numbers_are_no_words() -> None:
     assert {w.token for w in found.words} == {"p2p", "12p"}
 
 
-def test_missing_characters_come_first_and_start_from_what_stood_for_them() -> None:
+def test_missing_characters_have_their_place_and_start_from_what_stood_for_them() -> None:
     base = BertTokenizer([*VOCAB, "é", "##ß"], strip_accents=False)
-    texts = ["嘌 " * 7 + "caféa " * 6 + "ßa " * 5 + "cyto " * 9]
+    texts = ["嘌 " * 7 + "caféa naé " * 6 + "ßa " * 5 + "wxyz " * 9]
     found = find_words(texts, base, 10)
     by_token = {w.token: w for w in found.words}
-    assert [w.token for w in found.words][:3] == ["嘌", "##é", "ß"]
+    # Saved: 9 x 3, 6 x 4, 6 x 2, 7 and 5 [UNK]; "##é" has no [UNK] left to mend after its words.
+    assert list(by_token) == ["wxyz", "caféa", "naé", "嘌", "ß", "ßa"]
+    texts.append("caféb " * 3 + "cbé " * 3)
+    found = find_words(texts, base, 10)
+    by_token = {w.token: w for w in found.words}
+    assert list(by_token) == ["wxyz", "caféa", "##é", "naé", "嘌", "ß", "ßa"]
+    assert by_token["##é"].count == 18
     assert by_token["嘌"].pieces == ("[UNK]",)
     assert by_token["##é"].pieces == ("é",)
     assert by_token["ß"].pieces == ("##ß",)
     assert by_token["caféa"].pieces == ("c", "##a", "##f", "é", "##a")
     grown = extend_tokenizer(base, list(by_token))
     assert grown.tokenize("嘌 caféa éé") == ["嘌", "caféa", "é", "##é"]
-    # A character makes up for the tokens that many words longer would cost.
-    many = "cytokine " * (7 * UNK_WEIGHT)
-    assert [w.token for w in find_words([*texts, many], base, 1).words] == ["cytokine"]
+    # The few that are asked for are words that are seen often, not rare characters.
+    assert [w.token for w in find_words(texts, base, 2).words] == ["wxyz", "caféa"]
 
 
 def test_chinese_words_cannot_be_added_and_that_is_said() -> None:
