@@ -22,6 +22,8 @@ from bertkit.model.heads import (
 )
 from bertkit.model.pretrained import check_no_layer_is_left
 from bertkit.runtime import pick_device
+from bertkit.tasks.answers import TaskAnswers
+from bertkit.tasks.build import saved_task
 from bertkit.tasks.mlm import FillMask
 from bertkit.tasks.nsp import NextSentencePrediction
 from bertkit.text.tokenizer import BertTokenizer
@@ -70,6 +72,26 @@ class Pipeline:
         """`next(a, b)`: see NextSentencePrediction.next."""
         return self._follower.next
 
+    @property
+    def classify(self) -> Any:
+        """`classify(texts, top_k=None)`: see TaskAnswers.classify."""
+        return TaskAnswers(self.model, self.tokenizer, "classify", "regress").classify
+
+    @property
+    def tag(self) -> Any:
+        """`tag(texts)`: see TaskAnswers.tag."""
+        return TaskAnswers(self.model, self.tokenizer, "tag").tag
+
+    @property
+    def answer(self) -> Any:
+        """`answer(question, context)`: see TaskAnswers.answer."""
+        return TaskAnswers(self.model, self.tokenizer, "qa").answer
+
+    @property
+    def choose(self) -> Any:
+        """`choose(context, choices, question="")`: see TaskAnswers.choose."""
+        return TaskAnswers(self.model, self.tokenizer, "choose").choose
+
 
 def load(
     name_or_path: str | os.PathLike[str],
@@ -91,19 +113,23 @@ def load(
     Raises:
         CheckpointError: there is no such model, it is broken, its tokenizer has more tokens than it
             has embeddings, or lower-cases although its vocabulary is cased.
-        ConfigError: config.json is broken, or not a BERT's.
+        ConfigError: config.json is broken, not a BERT's, or does not say what a head is for.
         MissingHeadError: the weights are an encoder without any head that answers.
     """
     folder = resolve_model(name_or_path, revision=revision, token=token, offline=offline)
     config = BertConfig.from_json_file(config_file(folder))
     weights = read_weights(folder)
-    model_class = class_for(heads_of(weights.stored))
+    heads = heads_of(weights.stored)
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    model_class = class_for(heads)
+    if model_class is BertModel and not {"classifier", "question answering"}.isdisjoint(heads):
+        model_class = saved_task(config, tokenizer).model_class
     if model_class is BertModel:
         raise MissingHeadError(
             f"{name_or_path}: has neither a masked-word head ({HEADS['masked words']}) nor a "
-            f"next-sentence head ({HEADS['next sentence']}); there is nothing to ask it"
+            f"next-sentence head ({HEADS['next sentence']}) nor one of a task "
+            f"({HEADS['classifier']}, {HEADS['question answering']}); there is nothing to ask it"
         )
-    tokenizer = BertTokenizer.from_pretrained(folder)
     note = compare_sizes(len(tokenizer), config.vocab_size, os.fspath(name_or_path))
     model = model_class.from_weights(weights, config)
     check_no_layer_is_left(model)
