@@ -91,7 +91,7 @@ def plain_name(name: str) -> str:
 def is_header(first: list[str], rest: list[list[str]]) -> bool:
     """The first row names columns: names that are known, or a word above a column of numbers."""
     names = [plain_name(cell) for cell in first]
-    if any(len(name) > 60 for name in names) or len(set(names)) < len(names):
+    if any(len(name) > 60 for name in names):
         return False
     known = sum(name in KNOWN or _serial(name) for name in names)
     if known >= 2 or (known and len(names) == 1) or not SURE.isdisjoint(names):

@@ -199,11 +199,11 @@ def looks_like_conll(source: Input) -> bool:
         short = all(len(line) <= 40 and not _HAN.search(line) for line in body)
         return len(body) > 1 and (10 * single >= 9 * len(body) or (blank and short))
     last = [c[-1] for c in cells if c]
-    if 20 * sum(_TAG_LIKE.fullmatch(tag) is not None for tag in last) >= 19 * len(last):
+    if tabs or 5 * sum(_TAG_LIKE.fullmatch(tag) is not None for tag in last) >= 4 * len(last):
         return True
     # Labels without prefixes: each line alike, and sentences of several lines.
     same = sum(len(c) == width for c in cells)
-    return (tabs or blank) and 50 * same >= 49 * len(cells)
+    return blank and 50 * same >= 49 * len(cells)
 
 
 def joiner_of(words: Sequence[str]) -> str:

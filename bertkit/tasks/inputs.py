@@ -181,7 +181,8 @@ def decode_json(raw: bytes | str | msgspec.Raw, source: Input, line: int | None)
     except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError) as error:
         what = say(error)
         if line is None and (at := re.search(r"byte (\d+)", what)):
-            line = bytes(raw)[: int(at[1])].count(b"\n") + 1  # type: ignore[arg-type]
+            data = raw.encode() if isinstance(raw, str) else bytes(raw)
+            line = data[: int(at[1])].count(b"\n") + 1
         raise source.error(f"broken JSON: {what}", line) from error
 
 

@@ -309,15 +309,19 @@ def json_form(source: Input) -> str:
         return ""
     if not first.startswith("{"):
         return "document"
-    try:
-        value = json.loads(first)
-    except ValueError:
-        # A broken first line of many is a bad line; of one value it is its beginning.
-        return "lines" if len(lines) > 1 and lines[1].lstrip().startswith("{") else "document"
-    except RecursionError:
-        return "document"
+    value = _loads(first)
+    if value is None:
+        # A bad line among lines is told later; the first line of one long value is no value.
+        return "lines" if len(lines) > 1 and isinstance(_loads(lines[1]), dict) else "document"
     alone = len(lines) == 1 and isinstance(value, dict) and isinstance(value.get("data"), list)
     return "document" if alone else "lines"
+
+
+def _loads(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _looks_like_json(source: Input) -> bool:
