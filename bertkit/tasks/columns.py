@@ -155,7 +155,7 @@ def find_roles(table: Table, columns: Columns, numeric: bool) -> Roles:
 
 
 def _unclear(table: Table, what: str) -> DataError:
-    flags = "--text_column, --pair_column, --label_column (numbers from 1 without a header)"
+    flags = "--text, --pair, --label (numbers from 1 where there is no header)"
     return table.source.error(f"cannot tell {what}: there are {table.columns()}; say {flags}")
 
 
