@@ -23,15 +23,20 @@ Mention = tuple[str, tuple[tuple[int, int], ...]]
 
 
 class Mentions:
-    """The entities of training rows, by type, without repetition."""
+    """The entities of training rows, without repetition.
+
+    Attributes:
+        by_type: by the label, and whether the row leaves its words to the tokenizer.
+    """
 
     def __init__(self, rows: Iterable[TagRow]) -> None:
-        found: dict[str, dict[Mention, None]] = {}
+        found: dict[tuple[str, bool], dict[Mention, None]] = {}
         for row in rows:
             if is_flat(row):
                 for entity in row.entities or ():
-                    found.setdefault(entity.label, {})[_mention(row, entity)] = None
-        self.by_type = {label: list(mentions) for label, mentions in sorted(found.items())}
+                    kind = entity.label, row.words is None
+                    found.setdefault(kind, {})[_mention(row, entity)] = None
+        self.by_type = {kind: list(mentions) for kind, mentions in sorted(found.items())}
 
     def swapped(self, row: TagRow, share: float, seed: int, epoch: int, number: int) -> TagRow:
         """The row with about `share` of its entities replaced; rows that are not flat as they are.
@@ -50,7 +55,7 @@ class Mentions:
         picks = hash_u64(seed, epoch, number, np.arange(len(entities)), 1)
         chosen: list[Mention | None] = []
         for entity, draw, pick in zip(entities, draws, picks, strict=True):
-            others = self.by_type[entity.label]
+            others = self.by_type[entity.label, row.words is None]
             chosen.append(others[int(pick) % len(others)] if draw < share else None)
         return _rewritten(row, chosen)
 

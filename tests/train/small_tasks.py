@@ -105,7 +105,11 @@ def write_questions(path: Path, rows: int, seed: int = 0, impossible: float = 0.
             words.insert(int(rng.integers(len(words))), answer)
         context = " ".join(words)
         answers = [{"text": answer, "answer_start": context.index(answer)}] if there else []
-        question = {"id": f"q{number}", "question": TELLING[kind][0], "answers": answers}
+        question: dict[str, object] = {
+            "id": f"q{number}",
+            "question": TELLING[kind][0],
+            "answers": answers,
+        }
         if impossible:
             question["is_impossible"] = not there
         paragraphs.append({"context": context, "qas": [question]})
