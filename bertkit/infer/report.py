@@ -27,7 +27,8 @@ class Report:
 
     Attributes:
         new_meter: makes an empty meter of the task (`task.meter`).
-        folder: where `close` writes figures.md, confusion.png, calibration.png, wrong.jsonl.
+        folder: where `close` writes figures.md, confusion.png, calibration.png,
+            bad_cases.jsonl; None: nothing is written.
         most_wrong: how many wrong cases are kept.
         meter: the figures of all rows.
         breakdown: by kinds of rows.
@@ -36,7 +37,7 @@ class Report:
     """
 
     new_meter: Callable[[], Any]
-    folder: Path
+    folder: Path | None
     most_wrong: int = 10_000
     meter: ScoredMeter[Any] = field(init=False)
     breakdown: Breakdown = field(init=False)
@@ -46,7 +47,9 @@ class Report:
     def __post_init__(self) -> None:
         self.meter = self.new_meter()
         self.breakdown = Breakdown(self.new_meter)
-        self._wrong = WrongCases(self.folder / "wrong.jsonl", self.most_wrong)
+        self._wrong = None
+        if self.folder is not None:
+            self._wrong = WrongCases(self.folder / "bad_cases.jsonl", self.most_wrong)
 
     def add(self, row: Row, prediction: Any) -> None:
         """Count one labelled row and what was predicted for it.
@@ -58,7 +61,8 @@ class Report:
         self.meter.add(row, prediction)
         self.breakdown.add(row, prediction)
         self.calibration.add(outcome.judgements)
-        self._wrong.add(row, outcome)
+        if self._wrong is not None:
+            self._wrong.add(row, outcome)
         self.rows += 1
 
     def figures(self) -> dict[str, float]:
@@ -83,7 +87,9 @@ class Report:
 
     def close(self) -> list[str]:
         """Write the folder; returns lines that a person should see."""
-        notes = []
+        notes: list[str] = []
+        if self.folder is None or self._wrong is None:
+            return notes
         write_atomically(self.folder / "figures.md", self.markdown().encode())
         if isinstance(self.meter, ClassifyMeter):
             matrix, labels = self.meter.confusion, self.meter.labels
@@ -96,6 +102,6 @@ class Report:
         kept = self._wrong.close()
         if kept < self._wrong.seen:
             notes.append(
-                f"{self._wrong.seen:,} rows are wrong; wrong.jsonl has the {kept:,} surest"
+                f"{self._wrong.seen:,} rows are wrong; bad_cases.jsonl has the {kept:,} surest"
             )
         return notes

@@ -11,7 +11,6 @@ import string
 from array import array
 from collections import Counter
 from collections.abc import Sequence
-from math import fsum
 from typing import Any, Self
 
 import numpy as np
@@ -217,8 +216,9 @@ class AnswerMeter(ScoredMeter[QuestionRow]):
 
     def _means(self, prefix: str, which: Any) -> dict[str, float]:
         total = int(which.sum())
+        # Summed as the scripts do, one by one, on which the last digit hangs.
         mean = {
-            name: 100.0 * fsum(np.array(values)[which]) / total if total else 0.0
+            name: 100.0 * sum(np.array(values)[which].tolist()) / total if total else 0.0
             for name, values in (("exact", self.exact), ("f1", self.f1))
         }
         return {prefix + k: v for k, v in mean.items()} | {prefix + "total": total}

@@ -186,7 +186,7 @@ def test_breakdowns_hold_every_row_once_and_add_up() -> None:
 
 def test_wrong_cases_are_the_surest_in_order(tmp_path: Path) -> None:
     meter = ClassifyMeter(["a", "b"])
-    cases = WrongCases(tmp_path / "new" / "wrong.jsonl", limit=5)
+    cases = WrongCases(tmp_path / "new" / "bad_cases.jsonl", limit=5)
     sure = np.random.default_rng(0).permutation(100)
     for i, score in enumerate(sure):
         row = text_row("a", f"文 {i}", i)
@@ -201,11 +201,11 @@ def test_wrong_cases_are_the_surest_in_order(tmp_path: Path) -> None:
     assert first["text"] == f"文 {first['id']}"
     assert (first["gold"], first["predicted"], first["file"]) == ("a", "b", "dev.tsv")
     assert first["line"] == int(first["id"]) + 1
-    assert [path.name for path in cases.path.parent.iterdir()] == ["wrong.jsonl"]
+    assert [path.name for path in cases.path.parent.iterdir()] == ["bad_cases.jsonl"]
 
 
 def test_of_equals_the_first_are_kept(tmp_path: Path) -> None:
-    cases = WrongCases(tmp_path / "wrong.jsonl", limit=3)
+    cases = WrongCases(tmp_path / "bad_cases.jsonl", limit=3)
     for i in range(9):
         row = text_row("a", number=i)
         cases.add(row, ClassifyMeter(["a", "b"]).outcome(row, said("b", 0.5)))
@@ -220,7 +220,7 @@ def test_a_report_of_labels(tmp_path: Path) -> None:
         report.add(text_row("abc"[i % 3], "x" * i, i), said("abc"[i % 4 % 3], 0.3 + i / 100))
     assert report.close() == []
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"figures.md", "confusion.png", "calibration.png", "wrong.jsonl"}
+    assert names == {"figures.md", "confusion.png", "calibration.png", "bad_cases.jsonl"}
     text = (tmp_path / "figures.md").read_text(encoding="utf-8")
     assert "| expected_calibration_error |" in text
     assert "| weighted avg |" in text
@@ -230,24 +230,24 @@ def test_a_report_of_labels(tmp_path: Path) -> None:
 
 ENTITY = {"entity_group": "LOC", "score": 0.9, "word": "北京", "start": 1, "end": 3}
 OTHERS = [
-    (RegressMeter, text_row(1.5), {"score": 2.0}, {"figures.md", "wrong.jsonl"}),
+    (RegressMeter, text_row(1.5), {"score": 2.0}, {"figures.md", "bad_cases.jsonl"}),
     (
         lambda: TagMeter(["LOC"]),
         TagRow("0", "去北京了", (Span(1, 4, "LOC"),), None, PLACE),
         [ENTITY],
-        {"figures.md", "wrong.jsonl", "confusion.png", "calibration.png"},
+        {"figures.md", "bad_cases.jsonl", "confusion.png", "calibration.png"},
     ),
     (
         lambda: AnswerMeter("squad2"),
         QuestionRow("q", "?", "Rome", (Answer("Rome", 0),), False, PLACE),
         {"answer": "Ro", "score": 0.5, "start": 0, "end": 2, "id": "q", "null_odds": -1.0},
-        {"figures.md", "wrong.jsonl", "calibration.png"},
+        {"figures.md", "bad_cases.jsonl", "calibration.png"},
     ),
     (
         ChooseMeter,
         ChoiceRow("0", "", "?", ("a", "b"), 1, PLACE),
         [{"label": 0, "score": 0.6, "choice": "a"}],
-        {"figures.md", "wrong.jsonl", "calibration.png"},
+        {"figures.md", "bad_cases.jsonl", "calibration.png"},
     ),
 ]
 
@@ -261,7 +261,7 @@ def test_a_report_of_every_task(
     assert report.close() == []
     assert {path.name for path in tmp_path.iterdir()} == files
     assert (tmp_path / "figures.md").read_text(encoding="utf-8").startswith("1 rows\n")
-    (case,) = (tmp_path / "wrong.jsonl").read_text(encoding="utf-8").splitlines()
+    (case,) = (tmp_path / "bad_cases.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(case)["file"] == row.place.path
 
 
@@ -270,11 +270,11 @@ def test_a_report_without_rows_and_with_a_bad_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dev\.tsv:1: label 'z' is none that the model knows"):
         report.add(text_row("z"), said("a", 1.0))
     assert report.close() == ["there is nothing to draw a confusion matrix of"]
-    assert (tmp_path / "wrong.jsonl").read_bytes() == b""
+    assert (tmp_path / "bad_cases.jsonl").read_bytes() == b""
     fewer = Report(lambda: ClassifyMeter(["a", "b"]), tmp_path, most_wrong=1)
     for number in range(2):
         fewer.add(text_row("a", number=number), said("b", 1.0))
-    assert fewer.close() == ["2 rows are wrong; wrong.jsonl has the 1 surest"]
+    assert fewer.close() == ["2 rows are wrong; bad_cases.jsonl has the 1 surest"]
 
 
 def test_memory_is_flat_in_rows(tmp_path: Path) -> None:
