@@ -79,8 +79,7 @@ class Report:
             parts.append(self.meter.table().markdown())
         parts += [table.markdown() for table in self.breakdown.tables().values()]
         if isinstance(self.meter, TagMeter) and self.meter.errors:
-            errors = {kind: float(n) for kind, n in sorted(self.meter.errors.items())}
-            parts.append(figures_table({kind: int(n) for kind, n in errors.items()}).markdown())
+            parts.append(figures_table(dict(sorted(self.meter.errors.items()))).markdown())
         if self.calibration.counts.any():
             parts.append(self.calibration.table().markdown())
         return "\n\n".join(parts) + "\n"

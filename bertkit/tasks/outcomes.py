@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 from unicodedata import east_asian_width
@@ -145,7 +145,7 @@ class ScoredMeter(Meter, Generic[RowT]):
         return label_table(labels)
 
 
-def figures_table(figures: dict[str, float]) -> Table:
+def figures_table(figures: Mapping[str, float]) -> Table:
     """One line for each figure."""
     return Table(("figure", "value"), tuple((k, written(v)) for k, v in figures.items()))
 

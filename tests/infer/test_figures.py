@@ -261,8 +261,21 @@ def test_a_report_of_every_task(
     assert report.close() == []
     assert {path.name for path in tmp_path.iterdir()} == files
     assert (tmp_path / "figures.md").read_text(encoding="utf-8").startswith("1 rows\n")
+    if isinstance(row, TagRow):
+        assert "| boundary | 1 |" in (tmp_path / "figures.md").read_text(encoding="utf-8")
     (case,) = (tmp_path / "bad_cases.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(case)["file"] == row.place.path
+
+
+def test_a_report_without_a_folder_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(lambda: ClassifyMeter(["a", "b"]), None)
+    report.add(text_row("a"), said("b", 0.9))
+    assert report.close() == []
+    assert report.figures()["accuracy"] == 0.0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_report_without_rows_and_with_a_bad_one(tmp_path: Path) -> None:
