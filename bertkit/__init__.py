@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from bertkit.model.base import BertPreTrainedModel
     from bertkit.model.bert import BertModel
+    from bertkit.model.crf_head import BertCrfForTokenClassification
     from bertkit.model.grow import extend_positions
     from bertkit.model.heads import (
         BertForMaskedLM,
@@ -56,6 +57,7 @@ HOMES = {
     "AutoModelForTokenClassification": "bertkit.model.auto",
     "AutoTokenizer": "bertkit.text.auto",
     "BertConfig": "bertkit.checkpoint.config",
+    "BertCrfForTokenClassification": "bertkit.model.crf_head",
     "BertForMaskedLM": "bertkit.model.heads",
     "BertForMultipleChoice": "bertkit.model.task_heads",
     "BertForNextSentencePrediction": "bertkit.model.heads",
@@ -88,6 +90,7 @@ __all__ = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BertConfig",
+    "BertCrfForTokenClassification",
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",

@@ -20,6 +20,7 @@ NAMES = [
     "AutoModelForTokenClassification",
     "AutoTokenizer",
     "BertConfig",
+    "BertCrfForTokenClassification",
     "BertForMaskedLM",
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",

@@ -14,6 +14,7 @@ HEADS = {
     "next sentence": "cls.seq_relationship",
     "classifier": "classifier",
     "question answering": "qa_outputs",
+    "CRF": "crf",
     "pooler": "bert.pooler",
 }
 

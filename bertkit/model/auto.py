@@ -14,6 +14,7 @@ import torch
 from bertkit.checkpoint.config import BertConfig
 from bertkit.model.base import BertPreTrainedModel
 from bertkit.model.bert import BertModel
+from bertkit.model.crf_head import BertCrfForTokenClassification, has_crf
 from bertkit.model.heads import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
@@ -79,9 +80,28 @@ class AutoModelForSequenceClassification(AutoModel):
 
 
 class AutoModelForTokenClassification(AutoModel):
-    """Opens BertForTokenClassification."""
+    """Opens BertForTokenClassification, or BertCrfForTokenClassification where that was saved."""
 
     opens = BertForTokenClassification
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **settings: Any
+    ) -> Any:
+        """As `from_pretrained` of the class that the folder's configuration names."""
+        config = settings.get("config")
+        if config is None:
+            hub = ("revision", "token", "local_files_only", "cache_dir")
+            given = {name: settings[name] for name in hub if name in settings}
+            given.setdefault("local_files_only", settings.get("offline", False))
+            config = BertConfig.from_pretrained(pretrained_model_name_or_path, **given)
+        opens = BertCrfForTokenClassification if has_crf(config) else cls.opens
+        return opens.from_pretrained(pretrained_model_name_or_path, **settings)
+
+    @classmethod
+    def from_config(cls, config: BertConfig, *, dtype: torch.dtype | None = None) -> Any:
+        """A new model, with a CRF where the configuration says `crf`."""
+        return (BertCrfForTokenClassification if has_crf(config) else cls.opens)(config).to(dtype)
 
 
 class AutoModelForQuestionAnswering(AutoModel):
