@@ -85,7 +85,8 @@ class TaskAnswers:
             `[{"entity_group", "score", "word", "start", "end"}, ...]`; for a list a list of these.
         """
         one = isinstance(texts, str)
-        rows = [_tag_row(text, number) for number, text in enumerate([texts] if one else texts)]
+        listed: Sequence[Any] = [texts] if one else texts
+        rows = [_tag_row(text, number) for number, text in enumerate(listed)]
         found = self._ask(rows)
         return found[0] if one else found
 

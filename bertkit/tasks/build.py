@@ -10,6 +10,7 @@ import msgspec
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import ConfigError, DataError, UsageError
+from bertkit.model.crf_head import has_crf
 from bertkit.model.task_heads import PROBLEM_TYPES
 from bertkit.tasks.choose import Choose
 from bertkit.tasks.classify import Classify, MultiLabel, Regress, learn_labels
@@ -92,9 +93,8 @@ def saved_task(config: BertConfig, tokenizer: BertTokenizer) -> Task[Any]:
     if name in ("classify", "regress"):
         return _saved_classifier(config, labels, tokenizer, options)
     if name == "tag":
-        crf = bool(getattr(config, "crf", False))
         scheme = options.scheme or _scheme_of(labels)
-        return Tag(tokenizer, labels, replace(options, crf=crf, scheme=scheme))
+        return Tag(tokenizer, labels, replace(options, crf=_crf_is_there(config), scheme=scheme))
     if name == "qa":
         return Answer(tokenizer, options)
     if name == "choose":
@@ -115,6 +115,12 @@ def _saved_classifier(
         return Regress(tokenizer, options)
     options = replace(options, multi_label=kind == multi)
     return (MultiLabel if kind == multi else Classify)(tokenizer, labels, options)
+
+
+def _crf_is_there(config: BertConfig) -> bool:
+    """A folder that transformers wrote anew keeps our settings, but not the CRF."""
+    written = [name for name in config.architectures or () if _BY_ARCHITECTURE.get(name) == "tag"]
+    return has_crf(config) if written else bool(getattr(config, "crf", False))
 
 
 def _scheme_of(labels: list[str]) -> str:

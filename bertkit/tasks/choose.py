@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bertkit.model.task_heads import BertForMultipleChoice
 from bertkit.tasks.encode import cut_pair, encode, framed
+from bertkit.tasks.metrics import ChooseMeter
 from bertkit.tasks.records import ChoiceRow
 from bertkit.tasks.task import Feature, Meter, Prediction, Task, TaskBatch, bad_row, named_labels
 
@@ -114,6 +115,4 @@ class Choose(Task[ChoiceRow]):
 
     def meter(self) -> Meter:
         """Accuracy."""
-        from bertkit.tasks.metrics import ChooseMeter
-
         return ChooseMeter()

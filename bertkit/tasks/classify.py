@@ -15,6 +15,7 @@ from torch import Tensor
 from bertkit.errors import DataError
 from bertkit.model.task_heads import PROBLEM_TYPES, BertForSequenceClassification
 from bertkit.tasks.encode import cut_pair, encode, framed
+from bertkit.tasks.metrics import ClassifyMeter, MultiLabelMeter, RegressMeter
 from bertkit.tasks.options import TaskOptions
 from bertkit.tasks.records import TextRow
 from bertkit.tasks.task import Feature, Meter, Prediction, Task, TaskBatch, bad_row, named_labels
@@ -147,8 +148,6 @@ class Classify(_TextTask):
 
     def meter(self) -> Meter:
         """Accuracy, F1 and so on."""
-        from bertkit.tasks.metrics import ClassifyMeter
-
         return ClassifyMeter(self.labels)
 
 
@@ -187,8 +186,6 @@ class MultiLabel(Classify):
 
     def meter(self) -> Meter:
         """F1 over labels, exact matches and so on."""
-        from bertkit.tasks.metrics import MultiLabelMeter
-
         return MultiLabelMeter(self.labels, self.options.threshold)
 
 
@@ -239,8 +236,6 @@ class Regress(_TextTask):
 
     def meter(self) -> Meter:
         """Pearson's and Spearman's correlations."""
-        from bertkit.tasks.metrics import RegressMeter
-
         return RegressMeter()
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bertkit.errors import DataError
 from bertkit.model.task_heads import BertForQuestionAnswering
+from bertkit.tasks.answer_metrics import AnswerMeter
 from bertkit.tasks.encode import Window, encode, encode_spans, framed, windows
 from bertkit.tasks.options import TaskOptions
 from bertkit.tasks.records import QuestionRow
@@ -218,8 +219,6 @@ class Answer(Task[QuestionRow]):
 
     def meter(self) -> Meter:
         """Exact match and F1."""
-        from bertkit.tasks.answer_metrics import AnswerMeter
-
         usual = "squad2" if self.options.no_answer else "squad"
         return AnswerMeter(self.options.squad_metric or usual)
 

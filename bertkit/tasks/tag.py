@@ -18,11 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bertkit.errors import DataError, UsageError
+from bertkit.model.crf_head import BertCrfForTokenClassification
 from bertkit.model.task_heads import BertForTokenClassification
 from bertkit.tasks.encode import Window, encode, framed, windows
 from bertkit.tasks.options import TaskOptions
 from bertkit.tasks.records import Place, Span, TagRow
 from bertkit.tasks.schemes import OUTSIDE, PLAIN, SCHEMES, parse, tag_set, to_spans, to_tags
+from bertkit.tasks.span_metrics import TagMeter
 from bertkit.tasks.task import (
     Feature,
     Meter,
@@ -79,11 +81,7 @@ class Tag(Task[TagRow]):
     @property
     def model_class(self) -> Any:
         """A token classifier, with a CRF where the options ask for one."""
-        if not self.options.crf:
-            return BertForTokenClassification
-        from bertkit.model.crf_head import BertCrfForTokenClassification
-
-        return BertCrfForTokenClassification
+        return BertCrfForTokenClassification if self.options.crf else BertForTokenClassification
 
     def label_settings(self) -> dict[str, Any]:
         """The tags, and whether there is a CRF."""
@@ -269,8 +267,6 @@ class Tag(Task[TagRow]):
 
     def meter(self) -> Meter:
         """Precision, recall and F1 of spans; accuracy of plain labels."""
-        from bertkit.tasks.span_metrics import TagMeter
-
         return TagMeter(self.types, self.scheme)
 
 

@@ -13,6 +13,7 @@ from bertkit.infer.engine import predict_rows
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.forward import by_length, predict
 from bertkit.tasks.records import Place, TextRow
+from tests.tasks.test_task import built, rows_of
 from tests.tasks.tiny import WORDS, labels, ours, tokenizer
 
 
@@ -94,3 +95,33 @@ def test_batches_hold_like_lengths_within_the_budget() -> None:
     assert flat == sorted(flat)
     assert all(sum(batch) <= 60 or len(batch) == 1 for batch in sizes)
     assert list(by_length([], 60)) == []
+
+
+def scores_apart(prediction: Any) -> tuple[Any, list[float]]:
+    """A prediction without its numbers, and the numbers."""
+    numbers: list[float] = []
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, float):
+            numbers.append(value)
+            return None
+        if isinstance(value, dict):
+            return {key: walk(part) for key, part in value.items()}
+        return [walk(part) for part in value] if isinstance(value, list) else value
+
+    return walk(prediction), numbers
+
+
+@pytest.mark.parametrize("name", ["classify", "regress", "tag", "qa", "choose"])
+def test_every_task_says_the_same_of_many_rows_and_of_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "WINDOW_ROWS", 11)
+    task = built(name)
+    model = ours(task.model_class.__name__, **task.label_settings())
+    rows = rows_of(name, 30)
+    for row, prediction in predict_rows(task, model, rows, batch_tokens=500):
+        said, numbers = scores_apart(prediction)
+        alone, lonely = scores_apart(predict(task, model, [row])[0])
+        assert said == alone
+        assert numbers == pytest.approx(lonely, abs=1e-5)

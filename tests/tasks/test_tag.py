@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertkit.errors import DataError, UsageError
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.layout import read_tensors, write_tensors
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.tasks.build import TaskOptions, new_task, saved_task
 from bertkit.tasks.encode import windows
 from bertkit.tasks.forward import predict
+from bertkit.tasks.load import load
 from bertkit.tasks.records import Place, Span, TagRow
-from bertkit.tasks.schemes import SCHEMES, tag_set
+from bertkit.tasks.schemes import SCHEMES, tag_set, to_spans
 from bertkit.tasks.tag import Tag, TagScores, words_of
 from tests.tasks.tiny import folder, labels, ours, pipeline, tokenizer
 
@@ -355,3 +360,140 @@ def test_a_long_text_is_one_sequence() -> None:
     ]
     (entity,) = task.decode(row, features, scores)
     assert (entity["start"], entity["end"]) == (0, len(row.text))
+
+
+# The CRF.
+
+
+def crf_folder(to: Path, scheme: str = "BIO") -> tuple[Tag, Path]:
+    """A trained CRF model as fine-tuning saves it."""
+    task = tagger(scheme, crf=True, max_length=12, doc_stride=4)
+    source = folder("BertForTokenClassification", num_labels=len(task.labels))
+    config = BertConfig.from_json_file(source / "config.json", **task.config_changes())
+    torch.manual_seed(3)
+    model = task.model_class.from_pretrained(source, config=config)
+    with torch.no_grad():
+        for parameter in model.crf.parameters():
+            parameter.normal_()
+    model.save_pretrained(to)
+    tokenizer().save_pretrained(to)
+    return task, to
+
+
+def every_tagging(crf: Any, emissions: torch.Tensor) -> list[tuple[float, tuple[int, ...]]]:
+    """The scores of all legal taggings, best first, by trying each."""
+    found = []
+    for tags in product(range(crf.num_tags), repeat=len(emissions)):
+        legal = crf.may_start[tags[0]] and crf.may_end[tags[-1]]
+        legal = legal and all(crf.may_follow[a, b] for a, b in pairwise(tags))
+        if not legal:
+            continue
+        score = crf.start_transitions[tags[0]] + crf.end_transitions[tags[-1]]
+        score = score + sum(crf.transitions[a, b] for a, b in pairwise(tags))
+        score = score + sum(emissions[i, tag] for i, tag in enumerate(tags))
+        found.append((float(score), tags))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("scheme", ["BIO", "BIOES"])
+def test_with_a_crf_entities_are_of_the_best_tagging_and_so_probable(
+    scheme: str, tmp_path: Path
+) -> None:
+    task, path = crf_folder(tmp_path, scheme)
+    model = task.model_class.from_pretrained(path)
+    row = word_row(["john", "likes", "paris", "上"])
+    features = task.features(row, labelled=False)
+    batch = task.collate([features])
+    emissions = model.ragged(batch, batch.positions).detach()
+    with torch.no_grad():
+        taggings = every_tagging(model.crf, emissions)
+    total = math.fsum(math.exp(score) for score, _ in taggings)
+    best = [task.labels[n] for n in taggings[0][1]]
+    (found,) = predict(task, model, [row])
+    spans = to_spans(best, scheme)
+    words = list(row.words or ())
+    assert [(e["entity_group"], e["start"], e["end"]) for e in found] == [
+        (s.label, words[s.start][0], words[s.end - 1][1]) for s in spans
+    ]
+    assert spans, "the model finds something"
+    for entity, span in zip(found, spans, strict=True):
+        probability = math.fsum(
+            math.exp(score)
+            for score, tags in taggings
+            if span in to_spans([task.labels[n] for n in tags], scheme)
+        )
+        assert entity["score"] == pytest.approx(probability / total, abs=1e-5)
+        assert "strict" not in entity
+
+
+def test_with_a_crf_the_losses_are_of_windows_and_of_what_they_train(tmp_path: Path) -> None:
+    task, path = crf_folder(tmp_path)
+    model = task.model_class.from_pretrained(path)
+    long = word_row(["cat"] * 40, *((i, i + 3, "PER") for i in range(0, 36, 4)))
+    features = task.features_of([long, word_row(["paris"], (0, 1, "LOC"))])
+    batch = task.collate(features)
+    logits = task.logits(model, batch)
+    losses = task.losses(model, logits, batch)
+    assert losses.shape == (task.items(batch),) == (len(features[0]) + 1,)
+    assert batch.targets is not None
+    assert model.crf.repaired == 0, "no window begins or ends inside an entity"
+    assert not bool(model.crf.illegal(batch.targets, batch.counts).any())
+    for loss, scores, tags in zip(
+        losses,
+        logits.split(batch.counts.tolist()),
+        batch.targets.split(batch.counts.tolist()),
+        strict=True,
+    ):
+        one = model.crf.log_likelihood(scores, tags, torch.tensor([len(tags)]))
+        torch.testing.assert_close(-one[0], loss)
+    losses.mean().backward()
+    assert model.crf.transitions.grad.abs().sum() > 0
+
+
+def test_with_a_crf_a_long_text_is_one_sequence(tmp_path: Path) -> None:
+    task, path = crf_folder(tmp_path)
+    model = task.model_class.from_pretrained(path)
+    row = word_row([*"the cat sat on the mat in london".split()] * 9)
+    features = task.features(row, labelled=False)
+    assert len(features) > 5
+    emissions = torch.cat(
+        [s.logits for f in features for s in task.scores(model, task.collate([[f]]))]
+    )
+    tags = model.crf.decode(emissions, torch.tensor([72])).tolist()
+    words = list(row.words or ())
+    (found,) = predict(task, model, [row])
+    assert [(e["start"], e["end"]) for e in found] == [
+        (words[s.start][0], words[s.end - 1][1]) for s in to_spans([task.labels[n] for n in tags])
+    ]
+    many = predict(task, model, [row, text_row(""), word_row(["cat"]), row])
+    assert [[e["start"] for e in one] for one in (many[0], many[3])] == [
+        [e["start"] for e in found]
+    ] * 2
+    assert many[1] == []
+
+
+def test_a_saved_crf_answers_and_its_emissions_open_in_transformers(tmp_path: Path) -> None:
+    task, path = crf_folder(tmp_path)
+    asked = load(path, "cpu")
+    assert asked.model.crf.num_tags == 5
+    text = "john likes paris"
+    assert asked.tag(text) == predict(task, asked.model, [text_row(text)])[0]
+    again = saved_task(BertConfig.from_pretrained(path), tokenizer())
+    assert again.options == task.options
+    theirs = pipeline("token-classification", path).model
+    ids = tokenizer()(text, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(**ids).logits, asked.model(**ids).logits)
+    theirs.save_pretrained(tmp_path / "theirs")  # keeps our settings, not the CRF
+    tokenizer().save_pretrained(tmp_path / "theirs")
+    plain = load(tmp_path / "theirs", "cpu")
+    assert not hasattr(plain.model, "crf")
+    assert isinstance(plain.tag(text), list)
+
+
+def test_a_crf_without_its_transitions_is_refused(tmp_path: Path) -> None:
+    _, path = crf_folder(tmp_path)
+    kept = {n: t.clone() for n, t in read_tensors(path).items() if not n.startswith("crf.")}
+    write_tensors(path / "model.safetensors", kept)
+    with pytest.raises(MissingHeadError, match=r"lacks crf\.end_transitions"):
+        load(path, "cpu").tag("john")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bertkit.errors import DataError
+from bertkit.infer.engine import predict_rows
 from bertkit.tasks.build import TaskOptions, new_task
 from bertkit.tasks.records import Answer, ChoiceRow, Place, QuestionRow, Span, TagRow, TextRow
 from bertkit.tasks.task import Feature, Task
@@ -121,3 +122,16 @@ def test_a_batch_without_tokens_to_read_still_runs() -> None:
     assert task.losses(model, task.logits(model, batch), batch).shape == (0,)
     assert [tuple(s.logits.shape) for s in task.scores(model, batch)] == [(0, model.num_labels)] * 2
     assert torch.equal(batch.counts, torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ["classify", "regress", "tag", "qa", "choose"])
+def test_meters_count_what_the_decoder_says(name: str) -> None:
+    """The figures of a few predictions are there, under the name that picks checkpoints."""
+    task, rows = built(name), rows_of(name, 12)
+    model = ours(task.model_class.__name__, **task.label_settings())
+    meter = task.meter()
+    for row, prediction in predict_rows(task, model, rows):
+        meter.add(row, prediction)
+    figures = meter.figures()
+    assert task.metric in figures
+    assert all(isinstance(value, int | float) for value in figures.values())
