@@ -30,7 +30,9 @@ def rows_of(name: str, count: int = 40) -> list[Any]:
                 "regress": TextRow("0", text, pair, i / 7, AT),
                 "tag": TagRow("0", text, (Span(0, len(first), f"T{i % 2}"),), None, AT),
                 "qa": QuestionRow("0", text[:20], text, (Answer(first, 0),), False, AT),
-                "choose": ChoiceRow("0", text, "who", (text[:9],) * (1 + i % 4), 0, AT),
+                "choose": ChoiceRow(
+                    "0", text, "who", tuple(WORDS[i % 5 : i % 5 + 1 + i % 4]), 0, AT
+                ),
             }[name]
         )
     return rows
