@@ -11,6 +11,8 @@ import torch
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import CONFIG_NAME
 from bertkit.checkpoint.hub import resolve_model
+from bertkit.checkpoint.layout import read_weights
+from bertkit.checkpoint.names import DECODER_BIAS
 from bertkit.errors import UsageError
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.settings import Recipe
@@ -60,8 +62,10 @@ def build_model(recipe: Recipe, tokenizer: BertTokenizer, init: str | None, say:
 
 def rebuild_model(recipe: Recipe, checkpoint: Path) -> Model:
     """A model of the shape of a checkpoint of this run, for `restore_state` to fill."""
-    config = BertConfig.from_json_file(checkpoint / CONFIG_NAME)
-    return _for_training(_kind(recipe)(config), recipe)
+    model = _kind(recipe)(BertConfig.from_json_file(checkpoint / CONFIG_NAME))
+    if DECODER_BIAS in read_weights(checkpoint).stored:
+        model.untie_bias()
+    return _for_training(model, recipe)
 
 
 def _kind(recipe: Recipe) -> type[BertForMaskedLM] | type[BertForPreTraining]:

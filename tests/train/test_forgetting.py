@@ -138,6 +138,33 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
     assert load_recipe(tmp_path / "killed" / "recipe.toml", {}, Recipe).model.init == str(copy)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_with_two_output_biases_goes_on_and_keeps_both(
+    tied: bool, start: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "two"
+    shutil.copytree(start / "model", copy)
+    model = BertForPreTraining.from_pretrained(copy)
+    model.untie_bias()
+    with torch.no_grad():
+        model.cls.predictions.bias.normal_()
+    if not tied:
+        model.config.tie_word_embeddings = False
+        decoder = model.cls.predictions.decoder
+        decoder.weight = torch.nn.Parameter(decoder.weight + 0.01)
+    model.save_pretrained(copy)
+    recipe = small_recipe(train__steps=4, checkpoint__every_steps=2)
+    whole = run(new, tmp_path / "whole", recipe, copy)
+    at_step(monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed()))
+    with pytest.raises(Killed):
+        run(new, tmp_path / "killed", recipe, copy)
+    run(new, tmp_path / "killed", Recipe(), None, resume=True)
+    assert end_of(tmp_path / "killed") == end_of(tmp_path / "whole")
+    after = BertForPreTraining.from_pretrained(whole.run)
+    assert torch.equal(after.cls.predictions.bias, model.cls.predictions.bias)
+    assert not torch.equal(after.cls.predictions.decoder.bias, model.cls.predictions.decoder.bias)
+
+
 def test_killed_before_its_first_checkpoint_it_still_goes_on_from_the_model(
     start: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
