@@ -6,7 +6,8 @@ score for each pair of neighbours, and of one for its first and its last tag; it
 the softmax of that over all legal taggings.
 
 Parameters have the names that pytorch-crf gives them. All sums run in 64 bits, whatever the dtype
-of the emissions and under autocast. lattice.py has the sums, paths.py the best taggings.
+of the emissions and under autocast; the best tagging is searched in 32, or in 64 where the
+emissions have them. lattice.py has the sums, paths.py the best taggings.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from torch import Tensor
 from bertkit.model.lattice import Order, Scores
 
 _WAYS = 1 << 17  # numbers in a step of Viterbi on a CPU: 1 MiB
+_LEVEL = 16  # after so many steps sums start again at 0, so that 32 bits tell them apart
 _HUGE = 1e30  # stands for infinity: infinity less infinity is no number, and a NaN could win
+_Array = np.ndarray[Any, Any]
 
 
 class NBest(NamedTuple):
@@ -54,13 +56,16 @@ def _best(emissions: Tensor, counts: Tensor, scores: Scores) -> Tensor:
     order = Order.of(counts, emissions.device, halves=True)
     if not order.sizes:
         return found
-    emitted = emissions.index_select(0, order.both).view(-1, 2, emissions.shape[1]).double()
-    walk: Any
+    dtype = torch.promote_types(emissions.dtype, torch.float32)
+    emitted = emissions.index_select(0, order.both).view(-1, 2, emissions.shape[1]).to(dtype)
+    start, between, end = (part.to(dtype) for part in (scores.start, scores.between, scores.end))
+    # [direction, to, from], and what either half begins with.
+    matrices, ends = torch.stack([between.t(), between]), torch.stack([start, end])
     if emissions.device.type == "cpu":
-        walk = _NumpyWalk(emitted.numpy(), scores)
+        walk: Any = _NumpyWalk(emitted.numpy(), matrices.numpy(), ends.numpy())
     else:
-        walk = _TorchWalk(emitted, scores)
-    walk.forth(order)
+        walk = _TorchWalk(emitted, matrices, ends)
+    walk.forth(order.sizes)
     middle = order.lengths // 2
     met = walk.met(order.at(middle), order.at((order.lengths - 1) // 2))
     tags = _back(walk, order, met)
@@ -72,110 +77,105 @@ def _best(emissions: Tensor, counts: Tensor, scores: Scores) -> Tensor:
 
 def _back(walk: Any, order: Order, met: Any) -> Tensor:
     """[rows, 2]: the tags of both halves, from where they meet back to the ends."""
-    tags = walk.new_tags(int(order.offsets[-1]))
+    tags = walk.new_tags()
     even = walk.like(order.lengths % 2 == 0)
-    now = walk.new_tags(order.sizes[0])
     offsets = order.offsets.tolist()
-    there = 0
+    known, late = 0, slice(0, 0)
+    after = tags[:0]
     for step in reversed(range(len(order.sizes))):
         size, start = order.sizes[step], offsets[step]
-        if size > there:
-            now[there:size] = met[there:size, None]
-        tags[start : start + size] = now[:size]
-        if step == 0:
-            break
-        start = offsets[step - 1]
-        walk.go_back(now[:size], slice(start, start + size))
-        if size > there:
-            late = slice(there, size)
+        now = tags[start : start + size]
+        if known:
+            walk.go_back(after, slice(start, start + known), now[:known])
+        if late.stop > late.start:
             now[late, 1][even[late]] = met[late][even[late]]
-        there = size
+        late = slice(known, size)
+        if size > known:
+            now[late] = met[late, None]
+        after, known = now, size
     return torch.as_tensor(tags)
 
 
 class _NumpyWalk:
     """Steps on a CPU: numpy's calls on arrays this small cost a third of torch's."""
 
-    def __init__(self, emitted: np.ndarray[Any, Any], scores: Scores) -> None:
-        self.emitted, self.scores = emitted, scores
-        self.reached, self.entered = np.empty_like(emitted), np.empty_like(emitted)
-        between = scores.between.numpy()
-        # [direction, to, from].
-        self.sources = np.stack([between.T, between])
+    def __init__(self, emitted: _Array, matrices: _Array, ends: _Array) -> None:
+        self.emitted, self.matrices, self.ends = emitted, matrices, ends
+        self.reached = np.empty_like(emitted)
         self.sides = np.arange(2)
 
-    def forth(self, order: Order) -> None:
-        emitted, reached, entered = self.emitted, self.reached, self.entered
+    def forth(self, sizes: list[int]) -> None:
+        emitted, reached = self.emitted, self.reached
         highest, plus = np.maximum.reduce, np.add
-        start, size = 0, order.sizes[0]
-        entered[:size] = np.stack([self.scores.start.numpy(), self.scores.end.numpy()])
-        plus(entered[:size], emitted[:size], out=reached[:size])
+        start, size = 0, sizes[0]
+        plus(self.ends, emitted[:size], out=reached[:size])
         # [from, sequence, direction, to]: the maximum over the first axis runs over long rows; and
         # written out for every sequence, the addition takes two thirds of the time.
-        steps = self.sources.transpose(2, 0, 1)[:, None]
-        ways = np.empty((len(steps), size, *steps.shape[2:]))
+        steps = self.matrices.transpose(2, 0, 1)[:, None]
+        ways = np.empty((len(steps), size, *steps.shape[2:]), steps.dtype)
         steps = np.broadcast_to(steps, ways.shape).copy()
-        for now in order.sizes[1:]:
+        for step, now in enumerate(sizes[1:], 1):
             before = reached[start : start + now]
+            if step % _LEVEL == 0:
+                before -= before.max(-1, keepdims=True)
             start += size
             if now != size:
                 steps, ways, size = steps[:, :now], ways[:, :now], now
             here = slice(start, start + now)
             plus(before.transpose(2, 0, 1)[..., None], steps, out=ways)
-            came = entered[here]
-            highest(ways, axis=0, out=came)
-            plus(came, emitted[here], out=reached[here])
+            came = highest(ways, axis=0, out=reached[here])
+            plus(came, emitted[here], out=came)
 
-    def met(self, left: Tensor, right: Tensor) -> np.ndarray[Any, Any]:
-        sums = self.reached[left.numpy(), 0] + self.entered[right.numpy(), 1]
+    def met(self, left: Tensor, right: Tensor) -> _Array:
+        a, b = left.numpy(), right.numpy()
+        sums = self.reached[a, 0] + (self.reached[b, 1] - self.emitted[b, 1])
         return np.asarray(sums.argmax(-1))
 
-    def go_back(self, tags: np.ndarray[Any, Any], rows: slice) -> None:
-        ways = self.sources[self.sides, tags]
+    def go_back(self, tags: _Array, rows: slice, out: _Array) -> None:
+        ways = self.matrices[self.sides, tags]
         ways += self.reached[rows]
-        ways.argmax(-1, out=tags)
+        ways.argmax(-1, out=out)
 
-    def new_tags(self, rows: int) -> np.ndarray[Any, Any]:
-        return np.empty((rows, 2), np.intp)
+    def new_tags(self) -> _Array:
+        return np.empty(self.emitted.shape[:2], np.intp)
 
-    def like(self, flags: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def like(self, flags: _Array) -> _Array:
         return flags
 
 
 class _TorchWalk:
     """The same steps on a GPU."""
 
-    def __init__(self, emitted: Tensor, scores: Scores) -> None:
-        self.emitted, self.scores = emitted, scores
-        self.reached, self.entered = torch.empty_like(emitted), torch.empty_like(emitted)
-        between = scores.between
-        self.steps = torch.stack([between, between.t()])
-        self.sources = torch.stack([between.t(), between])
-        self.sides = torch.arange(2, device=between.device)
+    def __init__(self, emitted: Tensor, matrices: Tensor, ends: Tensor) -> None:
+        self.emitted, self.matrices, self.ends = emitted, matrices, ends
+        self.reached = torch.empty_like(emitted)
+        self.sides = torch.arange(2, device=emitted.device)
 
-    def forth(self, order: Order) -> None:
-        start, size = 0, order.sizes[0]
-        self.entered[:size] = torch.stack([self.scores.start, self.scores.end])
-        self.reached[:size] = self.entered[:size] + self.emitted[:size]
-        for now in order.sizes[1:]:
-            ways = self.reached[start : start + now, :, :, None] + self.steps
+    def forth(self, sizes: list[int]) -> None:
+        start, size = 0, sizes[0]
+        self.reached[:size] = self.ends + self.emitted[:size]
+        for step, now in enumerate(sizes[1:], 1):
+            before = self.reached[start : start + now]
+            if step % _LEVEL == 0:
+                before -= before.amax(-1, keepdim=True)
             start += size
             size = now
             here = slice(start, start + now)
-            self.entered[here] = ways.amax(2)
-            self.reached[here] = self.entered[here] + self.emitted[here]
+            ways = before[:, :, None] + self.matrices
+            self.reached[here] = ways.amax(3) + self.emitted[here]
 
     def met(self, left: Tensor, right: Tensor) -> Tensor:
-        return (self.reached[left, 0] + self.entered[right, 1]).argmax(-1)
+        ends = self.reached[right, 1] - self.emitted[right, 1]
+        return (self.reached[left, 0] + ends).argmax(-1)
 
-    def go_back(self, tags: Tensor, rows: slice) -> None:
-        tags.copy_((self.sources[self.sides, tags] + self.reached[rows]).argmax(-1))
+    def go_back(self, tags: Tensor, rows: slice, out: Tensor) -> None:
+        out.copy_((self.matrices[self.sides, tags] + self.reached[rows]).argmax(-1))
 
-    def new_tags(self, rows: int) -> Tensor:
-        return torch.empty(rows, 2, dtype=torch.int64, device=self.steps.device)
+    def new_tags(self) -> Tensor:
+        return torch.empty(self.emitted.shape[:2], dtype=torch.int64, device=self.emitted.device)
 
-    def like(self, flags: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(flags).to(self.steps.device)
+    def like(self, flags: _Array) -> Tensor:
+        return torch.from_numpy(flags).to(self.emitted.device)
 
 
 def n_best_tags(emissions: Tensor, counts: Tensor, scores: Scores, n: int) -> tuple[Tensor, Tensor]:

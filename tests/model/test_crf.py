@@ -313,6 +313,16 @@ def test_long_sequences_neither_overflow_nor_vanish() -> None:
     assert emissions.grad.sum(1).abs().max() < 1e-5
 
 
+def test_32_bits_find_the_best_of_long_sequences() -> None:
+    crf = Crf.of_labels(BIO)
+    counts = torch.tensor([30_001, 29_998, 5])
+    generator = torch.Generator().manual_seed(6)
+    emissions = 5 * torch.randn(int(counts.sum()), 5, generator=generator)
+    found, exact = crf.decode(emissions, counts), crf.decode(emissions.double(), counts)
+    assert not crf.illegal(found, counts).any()
+    assert (found != exact).sum() <= 2
+
+
 def test_constraints_that_never_mix_take_the_way_of_logarithms() -> None:
     """From left to right only: a tag once left never returns, so its chance sinks for ever."""
     onwards = [[j >= i for j in range(3)] for i in range(3)]
