@@ -165,7 +165,8 @@ def _label(value: Any, choices: list[str], letters: list[str]) -> int | None:
 def _choices(value: Any) -> tuple[list[Any], list[str]]:
     """The choices and their own names: a list of strings or objects, or ARC's two lists."""
     if isinstance(value, dict) and isinstance(value.get("text"), list):
-        return value["text"], list(map(str, value.get("label") or ()))
+        letters = value.get("label")
+        return value["text"], list(map(str, letters)) if isinstance(letters, list) else []
     if isinstance(value, dict):  # {"A": ..., "B": ...}
         return list(value.values()), list(map(str, value))
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer as the file gives it; `start` may be wrong (-1 in CMRC 2018), then it is found."""
+    """An answer of the passage; start -1: its text is not there (CMRC 2018), but counts in scores."""
 
     text: str
     start: int

@@ -75,7 +75,10 @@ def test_numbers(name: str) -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("name", TAGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "msra_ner/train.txt.gz" else ()) for n in TAGS],
+)
 def test_every_entity_is_the_words_of_its_text(name: str) -> None:
     file = opened(name, "tag")
     rows = 0
