@@ -192,7 +192,8 @@ class TaskTrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     batch_size: Positive = 32
     # Tokens that one device takes at a time; None: all of its share of the step.
     micro_tokens: Positive | None = None
-    # Peak of the encoder; None: by task, 2e-5 (classify, regress, choose) or 3e-5 (tag, qa).
+    # Peak of the encoder; None: by task, 2e-5 (classify, regress, choose) or 3e-5 (tag, qa), and
+    # 20 times that for adapters.
     learning_rate: Rate | None = None
     # Peak of the new layer on top, and of the field over tags; None: learning_rate, 100 times it.
     head_learning_rate: Rate | None = None

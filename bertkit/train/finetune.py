@@ -31,6 +31,7 @@ from bertkit.train.finetune_run import (
     prepare_run,
     save_best,
     take_figures,
+    try_metric,
 )
 from bertkit.train.finetune_setup import Files, FinetuneResult, read_result, resolve
 from bertkit.train.finetune_step import Micro, StepResult, forward_backward
@@ -125,6 +126,7 @@ def _finetune_one(
         run = prepare_run(task, places, recipe, machine, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(stop_signals(run))
+        try_metric(run)
         _announce(run)
         _loop(run)
         _save(run)

@@ -158,8 +158,8 @@ def prepare_run(
     model, optimizers, state = _begin(found, task, data, recipe, machine, progress)
     state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
     board = out / "tensorboard" if recipe.log.tensorboard else None
-    log = RunLog(out / "log.jsonl", state.step, board, silent=machine.rank > 0)
-    run = TaskRun(
+    objective = _objective(task, recipe, data, machine)
+    return TaskRun(
         out=out,
         files=files,
         recipe=recipe,
@@ -168,19 +168,15 @@ def prepare_run(
         parts=parts,
         data=data,
         model=model,
-        module=wrap(
-            model, _objective(task, recipe, data, machine), machine, wants_compile(recipe, machine)
-        ),
+        module=wrap(model, objective, machine, wants_compile(recipe, machine)),
         optimizers=optimizers,
         state=state,
         budget=TaskBudget(train, 0, state, machine, begun),
         metric=(train.metric_for_best_model or task.metric).removeprefix("eval_"),
-        log=log,
+        log=RunLog(out / "log.jsonl", state.step, board, silent=machine.rank > 0),
         progress=progress,
         last_save=time.monotonic(),
     )
-    _try_metric(run)
-    return run
 
 
 def _begin(
@@ -245,7 +241,7 @@ def _objective(
     return Objective(task, train, weights, teacher)
 
 
-def _try_metric(run: TaskRun) -> None:
+def try_metric(run: TaskRun) -> None:
     """Predict a few dev rows: what cannot be measured is told before training.
 
     Raises:

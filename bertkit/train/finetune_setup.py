@@ -34,6 +34,8 @@ LEARNING_RATES = {"classify": 2e-5, "regress": 2e-5, "choose": 2e-5, "tag": 3e-5
 # A field over tags begins at nothing and has few numbers: with the encoder's rate it would still be
 # nothing when training ends (100 to 1,000 times it are in common use).
 CRF_FASTER = 100.0
+# Adapters begin at nothing as well; 4e-4 is what the paper has for RoBERTa (2106.09685, table 9).
+LORA_FASTER = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ def resolve(task: str, recipe: FinetuneRecipe, has_dev: bool, saved: Path | None
         raise UsageError(f"one budget, please: {' and '.join(f'train.{g}' for g in given)} are set")
     if not given:
         train.epochs = EPOCHS
-    train.learning_rate = train.learning_rate or LEARNING_RATES[task]
+    usual = LEARNING_RATES[task] * (LORA_FASTER if train.lora_rank else 1.0)
+    train.learning_rate = train.learning_rate or usual
     train.head_learning_rate = train.head_learning_rate or train.learning_rate
     if recipe.data.crf:
         faster = CRF_FASTER * train.learning_rate

@@ -49,7 +49,7 @@ class Objective:
 
         Weighted items count by their weights, as in torch's cross_entropy; call it on the CPU.
         """
-        if self.weights is None or self._multi(batch):
+        if self.weights is None or self.train.loss == "dice" or self._multi(batch):
             return float(self.task.items(batch))
         assert batch.targets is not None
         kept = batch.targets[batch.targets != IGNORED]
@@ -77,6 +77,9 @@ class Objective:
         if self._multi(batch):
             return several_losses(logits, batch.targets, self.train, self.weights).sum()
         kept = batch.targets != IGNORED
+        if self.train.loss == "dice":
+            found = dice_loss(logits[kept], batch.targets[kept], self.train, self.weights)
+            return found * self.task.items(batch)
         return class_losses(logits[kept], batch.targets[kept], self.train, self.weights).sum()
 
     def distance(self, one: Tensor, other: Tensor, batch: TaskBatch) -> Tensor:
@@ -112,25 +115,36 @@ class Objective:
 def class_losses(
     logits: Tensor, targets: Tensor, train: TaskTrainSettings, weights: Tensor | None
 ) -> Tensor:
-    """[N] from [N, C] logits and [N] classes: cross-entropy, focal or dice loss, weighted.
+    """[N] from [N, C] logits and [N] classes: cross-entropy or focal loss, weighted.
 
-    focal   (1 - p)^gamma * cross-entropy, p of the right class (Lin et al. 2017, arXiv 1708.02002,
-            equation 4)
-    dice    1 - (2 (1 - p)^alpha p y + 1) / ((1 - p)^alpha p + y + 1), summed over the classes (Li
-            et al. 2020, arXiv 1911.02855, section 3, smoothed by 1 as in its authors' code)
+    Focal: (1 - p)^gamma * cross-entropy, p of the right class (Lin et al. 2017, arXiv 1708.02002,
+    equation 4).
     """
-    logs = logits.log_softmax(-1)
-    if train.loss == "dice":
-        shares = logs.exp()
-        kept = (1 - shares).clamp(min=1e-6) ** train.dice_alpha * shares
-        truth = F.one_hot(targets, logits.shape[-1]).to(shares.dtype)
-        losses = (1 - (2 * kept * truth + 1) / (kept + truth + 1)).sum(-1)
-    else:
-        right = logs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        losses = -right
-        if train.loss == "focal":
-            losses = focus(right, train.focal_gamma) * losses
+    right = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    losses = -right
+    if train.loss == "focal":
+        losses = focus(right, train.focal_gamma) * losses
     return losses if weights is None else losses * weights.to(losses.device)[targets]
+
+
+def dice_loss(
+    logits: Tensor, targets: Tensor, train: TaskTrainSettings, weights: Tensor | None
+) -> Tensor:
+    """Scalar from [N, C] logits and [N] classes: 1 - the mean over classes of the dice coefficient.
+
+    Of a class (2 sum q y + 1) / (sum q + sum y + 1), q = (1 - p)^alpha p, over the items (Li et al.
+    2020, arXiv 1911.02855, section 3): a smooth F1, which does not care how many items are of no
+    class that matters. Weighted, the mean over classes is. A batch of items has one coefficient, so
+    that, alone among the losses, its micro-batches are means of their own.
+    """
+    shares = logits.softmax(-1)
+    kept = (1 - shares).clamp(min=1e-6) ** train.dice_alpha * shares
+    truth = F.one_hot(targets, logits.shape[-1]).to(shares.dtype)
+    dice = (2 * (kept * truth).sum(0) + 1) / (kept.sum(0) + truth.sum(0) + 1)
+    if weights is None:
+        return 1 - dice.mean()
+    weights = weights.to(dice)
+    return 1 - (weights * dice).sum() / weights.sum()
 
 
 def several_losses(

@@ -119,10 +119,45 @@ def write_questions(path: Path, rows: int, seed: int = 0, impossible: float = 0.
     return path
 
 
+def write_choices(path: Path, rows: int, seed: int = 0) -> Path:
+    """JSON lines of questions with two to four choices; the right one has a word of `good`."""
+    rng = np.random.default_rng(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(rows):
+            count = int(rng.integers(2, 5))
+            right = int(rng.integers(count))
+            choices = [
+                f"{rng.choice(PLAIN)} {rng.choice(TELLING['good' if n == right else 'bad'])}"
+                for n in range(count)
+            ]
+            context = " ".join(rng.choice(PLAIN, 5).tolist())
+            row = {"context": context, "question": "", "choices": choices, "label": right}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+WRITERS = {
+    "classify": (write_texts, "tsv"),
+    "regress": (write_numbers, "jsonl"),
+    "tag": (write_tags, "conll"),
+    "qa": (write_questions, "json"),
+    "choose": (write_choices, "jsonl"),
+}
+
+
+def write_files(task: str, folder: Path, train: int = 240, dev: int = 60) -> tuple[Path, Path]:
+    """A training file and a dev file of a task."""
+    write, ending = WRITERS[task]
+    return (
+        write(folder / f"train.{ending}", train, 0),
+        write(folder / f"dev.{ending}", dev, 1),
+    )
+
+
 def quick(**settings: object) -> FinetuneRecipe:
     """A recipe for tiny models: a high rate, fp32, each step logged; `train__steps=5` sets one."""
     tree: dict[str, object] = {
-        "train.learning_rate": 2e-3,
+        "train.learning_rate": 5e-3,
         "train.batch_size": 16,
         "train.precision": "fp32",
         "train.compile": "off",

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from bertkit.errors import UsageError
 from bertkit.settings import TaskTrainSettings
-from bertkit.train.objectives import Objective, class_losses, class_weights, several_losses
+from bertkit.train.objectives import (
+    Objective,
+    class_losses,
+    class_weights,
+    dice_loss,
+    several_losses,
+)
 
 LOGITS = torch.tensor(
     [[2.0, -1.0, 0.3], [0.0, 0.0, 0.0], [-3.0, 4.0, 1.0], [30.0, -30.0, 0.0]], dtype=torch.float64
@@ -96,18 +102,24 @@ def test_focal_loss_without_focus_is_cross_entropy_and_its_slope_is_finite() -> 
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.01, 1.0])
-def test_dice_loss_is_its_formula(alpha: float) -> None:
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
+def test_dice_loss_is_its_formula(alpha: float, weights: list[float] | None) -> None:
     train = TaskTrainSettings(loss="dice", dice_alpha=alpha)
     shares = LOGITS.softmax(-1).tolist()
-    for row, target, found in zip(
-        shares, TARGETS.tolist(), class_losses(LOGITS, TARGETS, train, None).tolist(), strict=True
-    ):
-        wanted = 0.0
-        for number, p in enumerate(row):
+    wanted = 0.0
+    for number in range(3):
+        both = mine = truth = 0.0
+        for row, target in zip(shares, TARGETS.tolist(), strict=True):
+            q = max(1 - row[number], 1e-6) ** alpha * row[number]
             y = float(number == target)
-            kept = max(1 - p, 1e-6) ** alpha * p
-            wanted += 1 - (2 * kept * y + 1) / (kept + y + 1)
-        assert found == pytest.approx(wanted)
+            both, mine, truth = both + q * y, mine + q, truth + y
+        share = 1 / 3 if weights is None else weights[number] / sum(weights)
+        wanted += share * (1 - (2 * both + 1) / (mine + truth + 1))
+    given = None if weights is None else torch.tensor(weights)
+    assert float(dice_loss(LOGITS, TARGETS, train, given)) == pytest.approx(wanted)
+    task = Pooled(LOGITS)
+    mine_too = objective(task, given, loss="dice", dice_alpha=alpha)
+    assert float(mine_too.loss(None, batch()) / mine_too.count(batch())) == pytest.approx(wanted)
 
 
 def test_several_labels_are_torchs_binary_cross_entropy() -> None:
