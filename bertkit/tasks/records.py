@@ -28,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer of the passage; start -1: its text is not there (CMRC 2018), but counts in scores."""
+    """An answer of the passage; start -1: not there (as in CMRC 2018), but it counts in scores."""
 
     text: str
     start: int
