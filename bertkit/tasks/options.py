@@ -23,7 +23,7 @@ class TaskOptions:
         null_threshold: no answer is given where the score of none is better than the best
             answer's by more than this.
         crf: tags are decoded together, by a conditional random field.
-        scheme: what the model's tags are: BIO, BIOES, BMES, IO or plain; "": plain where each word
+        scheme: what the model's tags are, one of schemes.SCHEMES; "": plain where each word
             has a label of its own, else BIO.
         multi_label: a text may have several labels, or none.
         threshold: a label of several counts as given from this probability on.
