@@ -13,7 +13,7 @@ import pytest
 
 import bertkit
 from bertkit.cli import app, with_underscores
-from bertkit.settings import SIZES, Recipe
+from bertkit.settings import SIZES, FinetuneRecipe, Recipe
 from bertkit.verbs.pretrain import PretrainOptions, find_recipe, overrides
 
 ROOT = Path(__file__).parents[1]
@@ -97,10 +97,15 @@ def written(value: Any) -> str:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_table_of_settings_is_complete_and_its_defaults_are_the_defaults(language: str) -> None:
-    tree = msgspec.to_builtins(Recipe())
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("pretrain", Recipe()), ("finetune", FinetuneRecipe())]
+)
+def test_the_table_of_settings_is_complete_and_its_defaults_are_the_defaults(
+    name: str, recipe: msgspec.Struct, language: str
+) -> None:
+    tree = msgspec.to_builtins(recipe)
     defaults = {f"{s}.{k}": written(v) for s, keys in tree.items() for k, v in keys.items()}
-    assert settings_table(ROOT / "docs" / language / "pretrain.md") == defaults
+    assert settings_table(ROOT / "docs" / language / f"{name}.md") == defaults
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -49,7 +49,8 @@ def _write(run: TaskRun, result: FinetuneResult) -> FinetuneResult:
     """Model, figures on test, card, results: in this order, so that the last vouches for all."""
     first = run.machine.rank == 0
     model: Any = None
-    task, figures = run.task, {}
+    task = run.task
+    figures: dict[str, Any] = {}
     if first:
         model, task, figures = _final_model(run)
     result = replace(result, figures=figures or result.figures)
