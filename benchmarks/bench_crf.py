@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -216,9 +217,9 @@ def main(options: Annotated[Options, cyclopts.Parameter(name="*")] = DEFAULTS) -
         rows += lines
     sections = [
         f"Milliseconds a batch, {options.rounds} rounds of {options.seconds} s a side, median "
-        "(min-max), fp32 emissions. The last column is the ratio of the faster of pytorch-crf's "
-        "two to bertkit without constraints, round by round. Loss, gradients and best tags of both "
-        "were compared, in 64 bits, and are equal.",
+        f"(min-max), fp32 emissions, pytorch-crf {version('pytorch-crf')}. The last column is the "
+        "ratio of the faster of pytorch-crf's two to bertkit without constraints, round by round. "
+        "Loss, gradients and best tags of both were compared, in 64 bits, and are equal.",
         report.table(header, rows),
     ]
     report.publish(options.name, "CRF", sections, figures, report.describe_machine())

@@ -218,8 +218,13 @@ def _steps_between_scalings(spread: float, scores: Scores) -> int:
     return max(0, int(_ROOM / max(r, 0.1)) - scores.mixing - 1)
 
 
+def in_numpy(x: Tensor) -> bool:
+    """Whether steps are numpy's: on a CPU, where its calls cost a third of torch's."""
+    return x.device.type == "cpu"
+
+
 class _Steps(NamedTuple):
-    """The operations of a step: numpy's on a CPU, where a call costs a third of torch's."""
+    """The operations of a step."""
 
     product: Callable[..., Any]
     multiply: Callable[..., Any]
@@ -252,9 +257,9 @@ def _sum_scaled(
     torch.mul(entered[: order.sizes[0]], emitted[: order.sizes[0]], out=reached[: order.sizes[0]])
     scales = emissions.new_ones((len(order.sizes) - 1) // every, order.sizes[0])
     tensors = (entered, reached, emitted, torch.block_diag(between, between.t()), scales)
-    on_cpu = emissions.device.type == "cpu"
-    arrays: list[Any] = [x.numpy() if on_cpu else x for x in tensors]
-    _run(_NUMPY if on_cpu else _TORCH, arrays, order.sizes, every)
+    plain = in_numpy(emissions)
+    arrays: list[Any] = [x.numpy() if plain else x for x in tensors]
+    _run(_NUMPY if plain else _TORCH, arrays, order.sizes, every)
     right = reached.index_select(0, order.opposite())[:, c:]
     norm = (entered[:, :c] * right).sum(1)
     ends = order.at(order.lengths - 1)

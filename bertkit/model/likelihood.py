@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bertkit.model import lattice as lattices
 from bertkit.model.lattice import Lattice, Scores, by_sequence, sum_taggings
 
 
@@ -92,7 +93,7 @@ def _gold_scores(emissions: Tensor, gold: Gold) -> Tensor:
 def _observed(tags: Tensor, weights: Tensor, c: int) -> Tensor:
     """[C, C]: the weights of the words by their own tag and the one before."""
     before, now, weights = tags[:-1], tags[1:], weights[1:]
-    if tags.device.type == "cpu":
+    if lattices.in_numpy(tags):
         return torch.bincount(before * c + now, weights, c * c).view(c, c).to(weights)
     # On a GPU bincount adds in any order; a product does not.
     one = torch.eye(c, dtype=weights.dtype, device=weights.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -404,6 +405,24 @@ def test_parameters_are_those_of_pytorch_crf() -> None:
         "transitions": [5, 5],
     }
     assert all(p.abs().max() <= 0.1 for p in crf.parameters())
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases())
+def test_the_steps_of_gpus_equal_those_of_cpus(one: Case) -> None:
+    crf, emissions, tags, counts = one
+    emissions.requires_grad_()
+
+    def answers() -> list[Tensor]:
+        found = crf.log_likelihood(emissions, tags, counts)
+        best = crf.decode(emissions, counts)
+        return [found.detach(), *gradients(crf, emissions, found), best]
+
+    wanted = answers()
+    with mock.patch.object(lattice, "in_numpy", return_value=False):
+        found = answers()
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.gpu
