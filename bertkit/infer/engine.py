@@ -43,18 +43,28 @@ def predict_rows(
     """
     if device is not None:
         model.to(device)
-    for ahead in _stretches(rows):
+    for ahead in stretches(rows):
         predictions = predict(task, model, ahead, batch_tokens=batch_tokens, dtype=dtype)
         yield from zip(ahead, predictions, strict=True)
 
 
-def _stretches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def stretches(
+    rows: Iterable[Row], most_rows: int | None = None, most_characters: int | None = None
+) -> Iterator[list[Row]]:
+    """Rows in lists that are run at once; where they are cut follows from the rows alone.
+
+    Args:
+        rows: any number of them.
+        most_rows: of a list; None: WINDOW_ROWS.
+        most_characters: with so many a list is full; None: WINDOW_CHARACTERS.
+    """
+    most_rows, most_characters = most_rows or WINDOW_ROWS, most_characters or WINDOW_CHARACTERS
     ahead: list[Row] = []
     characters = 0
     for row in rows:
         ahead.append(row)
         characters += _characters(row)
-        if len(ahead) >= WINDOW_ROWS or characters >= WINDOW_CHARACTERS:
+        if len(ahead) >= most_rows or characters >= most_characters:
             yield ahead
             ahead, characters = [], 0
     if ahead:

@@ -1,0 +1,273 @@
+"""A labelled file through one model or two: all that an evaluation tells, memory flat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertkit.errors import DataError, UsageError
+from bertkit.infer.compare import Comparison, Difference
+from bertkit.infer.engine import stretches
+from bertkit.infer.predict import STRETCH_CHARACTERS, STRETCH_ROWS, answered
+from bertkit.infer.report import Report
+from bertkit.tasks.answers import TaskAnswers
+from bertkit.tasks.formats import BadRows, Columns, RowFile, Summary, open_rows
+from bertkit.tasks.outcomes import LabelFigures, Table, figures_table, label_table
+from bertkit.tasks.records import QuestionRow, Row, TagRow
+from bertkit.tasks.task import Prediction, Task
+
+OVERWRITTEN = ("figures.md", "bad_cases.jsonl")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation tells.
+
+    Attributes:
+        task: of the model.
+        rows: how many were measured.
+        figures: by their names in scikit-learn, seqeval and SQuAD.
+        per_label: figures by label, averages last.
+        breakdown: tables by kinds of rows.
+        skipped: bad rows left out.
+        notes: what else a person should see.
+        files: what was written.
+        other: the figures of the second model.
+        difference: of the two, with its p-value.
+        wins: who does better where.
+    """
+
+    task: str
+    rows: int
+    figures: dict[str, float]
+    per_label: list[LabelFigures]
+    breakdown: dict[str, Table]
+    skipped: BadRows
+    notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    other: dict[str, float] | None = None
+    difference: Difference | None = None
+    wins: Table | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = {
+            "task": self.task,
+            "rows": self.rows,
+            "figures": self.figures,
+            "per_label": [asdict(line) for line in self.per_label],
+            "breakdown": {kind: _records(table) for kind, table in self.breakdown.items()},
+            "skipped": dict(self.skipped.counts),
+            "files": [str(path) for path in self.files],
+        }
+        if self.difference is not None and self.wins is not None:
+            wins = _records(self.wins)
+            found |= {"other": self.other, "difference": asdict(self.difference), "wins": wins}
+        return found
+
+    def tables(self) -> list[Table]:
+        """Every table: of all figures first."""
+        found = [figures_table(self.figures)]
+        if self.per_label:
+            found.append(label_table(self.per_label))
+        found += self.breakdown.values()
+        return found if self.wins is None else [*found, self.wins]
+
+
+def _records(table: Table) -> list[dict[str, str]]:
+    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """How a file is read and what is told of it.
+
+    Attributes:
+        columns: what the user says about the file.
+        out: a folder for tables, pictures and the wrong cases; None: nothing is written.
+        skip_bad_rows: leave bad rows out and count them.
+        overwrite: replace an evaluation that is there.
+        metric: by which two models are compared; None: the task's.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    out: Path | None = None
+    skip_bad_rows: bool = False
+    overwrite: bool = False
+    metric: str | None = None
+
+
+def evaluate_file(
+    answers: TaskAnswers,
+    path: str | Path,
+    options: EvaluateOptions | None = None,
+    *,
+    other: TaskAnswers | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Measure a model on a labelled file; with `other` compare both on the same rows.
+
+    Args:
+        answers: the model.
+        path: the file, or "-".
+        options: how.
+        other: a second model, for the same task and the same labels.
+        say: takes remarks.
+        report: takes progress.
+
+    Raises:
+        UsageError: the two models do not go together, or the folder holds an evaluation.
+        DataError: the file is bad, has no labels, or a label that the model does not know.
+    """
+    options, task = options or EvaluateOptions(), answers.task
+    _check_free(options)
+    if other is not None:
+        _check_alike(task, other.task)
+    file = open_rows(path, task.name, options.columns)
+    say(f"{'standard input' if file.path == '-' else file.path}:")
+    for line in file.describe():
+        say(f"  {line}")
+    if not file.labelled:
+        raise DataError("there are no labels in it; to have it labelled: bertkit predict", path)
+    total = 0 if file.path == "-" else _look_through(file, task, options.skip_bad_rows, say)
+    bad, gathered = BadRows(), Report(task.meter, options.out)
+    pair = None if other is None else Pair(answers, other, options.metric or task.metric)
+    kept = bad if options.skip_bad_rows else None
+    for row, prediction in (
+        _answers_of(answers, file, kept) if pair is None else pair.read(file, kept)
+    ):
+        gathered.add(row, prediction)
+        report(gathered.rows, total)
+    if not gathered.rows:
+        raise DataError("no row of it could be measured", path)
+    compared = {} if pair is None else pair.told()
+    notes = gathered.close() + (file.findings.lines() if total == 0 else [])
+    return Evaluation(
+        task.name,
+        gathered.rows,
+        gathered.figures(),
+        gathered.meter.per_label(),
+        gathered.breakdown.tables(),
+        bad,
+        notes,
+        [] if options.out is None else sorted(options.out.iterdir()),
+        **compared,
+    )
+
+
+def _check_free(options: EvaluateOptions) -> None:
+    if options.out is None or options.overwrite:
+        return
+    for path in (options.out / name for name in OVERWRITTEN):
+        if path.exists():
+            raise UsageError(f"{path} is there already; say --overwrite to replace it")
+
+
+def _check_alike(task: Task[Any], other: Task[Any]) -> None:
+    """Two models can be compared on one file.
+
+    Raises:
+        UsageError: they are for different tasks, or know different labels.
+    """
+    if task.name != other.name:
+        raise UsageError(f"--other is for {other.name}, the model for {task.name}")
+    mine, others = (set(getattr(one, "types", getattr(one, "labels", ()))) for one in (task, other))
+    if mine != others:
+        odd = sorted(mine ^ others)
+        raise UsageError(f"--other knows other labels: one of the two lacks {', '.join(odd[:10])}")
+
+
+def _look_through(
+    file: RowFile, task: Task[Any], skip_bad_rows: bool, say: Callable[[str], None]
+) -> int:
+    """Go through a file before anything is computed: rows are counted, bad ones told.
+
+    Raises:
+        DataError: a row is bad, and bad rows are not to be skipped.
+    """
+    summary = Summary()
+    for row in _measurable(file, task, BadRows() if skip_bad_rows else None):
+        summary.add(row)
+    for line in [*summary.lines(), *file.findings.lines()]:
+        say(f"  {line}")
+    return summary.rows
+
+
+def _measurable(file: RowFile, task: Task[Any], bad: BadRows | None) -> Iterator[Row]:
+    """The rows whose labels the model knows."""
+    for row in file.rows(bad):
+        try:
+            _check_labelled(row)
+            task.check(row)
+        except DataError as error:
+            if bad is None:
+                raise DataError(
+                    f"{error.what} (or skip such rows: --skip-bad-rows)",
+                    row.place.path,
+                    row.place.line,
+                ) from error
+            bad.add(row.place, f"label: {error.what}")
+            continue
+        yield row
+
+
+def _check_labelled(row: Row) -> None:
+    match row:
+        case TagRow(entities=label) | QuestionRow(answers=label):
+            there = label is not None
+        case _:
+            there = row.label is not None
+    if not there:
+        raise DataError("the row has no label; evaluation needs one in every row", *row.place)
+
+
+def _answers_of(
+    answers: TaskAnswers, file: RowFile, bad: BadRows | None
+) -> Iterator[tuple[Row, Prediction]]:
+    """Each row with its prediction."""
+    rows = _measurable(file, answers.task, bad)
+    for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
+        yield from zip(*answered(answers, ahead, bad), strict=True)
+
+
+class Pair:
+    """Two models on one stream of rows.
+
+    Args:
+        first: the model that is measured.
+        second: the one that it is compared with.
+        metric: the figure that is compared.
+    """
+
+    def __init__(self, first: TaskAnswers, second: TaskAnswers, metric: str) -> None:
+        self.first, self.second, self.metric = first, second, metric
+        self.meter: Any = second.task.meter()
+        self.comparison = Comparison(first.task.meter(), self.meter)  # type: ignore[arg-type]
+
+    def told(self) -> dict[str, Any]:
+        """What Evaluation says of two models."""
+        return {
+            "other": self.meter.figures(),
+            "difference": self.comparison.difference(self.metric),
+            "wins": self.comparison.table(),
+        }
+
+    def read(self, file: RowFile, bad: BadRows | None) -> Iterator[tuple[Row, Prediction]]:
+        """Each row that both can take, counted, with the first model's prediction.
+
+        Raises:
+            UsageError: there is no such figure, or it cannot be compared; at the first row.
+        """
+        rows = _measurable(file, self.first.task, bad)
+        for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
+            good, predictions = answered(self.first, ahead, bad)
+            of_first = dict(zip(map(id, good), predictions, strict=True))
+            for row, prediction in zip(*answered(self.second, good, bad), strict=True):
+                self.comparison.add(row, of_first[id(row)], prediction)
+                self.meter.add(row, prediction)
+                if self.comparison.kinds.total() == 1:
+                    self.comparison.difference(self.metric, resamples=1)
+                yield row, of_first[id(row)]

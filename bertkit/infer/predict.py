@@ -1,0 +1,267 @@
+"""Predictions from files to files: order kept, memory flat, continued after a kill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bertkit import __version__
+from bertkit.errors import DataError, UsageError
+from bertkit.infer.engine import stretches
+from bertkit.infer.outputs import Writer, choose_format, squad_files, squad_text
+from bertkit.infer.partial import (
+    PartialFile,
+    checksum,
+    open_partial,
+    read_done,
+    take_result,
+    write_pieces,
+)
+from bertkit.tasks.answers import TaskAnswers
+from bertkit.tasks.build import TASKS
+from bertkit.tasks.formats import BadRows, Columns, RowFile, open_rows
+from bertkit.tasks.forward import predict
+from bertkit.tasks.load import load
+from bertkit.tasks.records import Place, Row
+from bertkit.tasks.task import Prediction, Task
+
+# What is run, written and counted as done at once. Rows lie end to end, so that little is gained by
+# more of them, while a kill loses up to so many.
+STRETCH_ROWS = 256
+STRETCH_CHARACTERS = 100_000
+
+Say = Callable[[str], None]
+# (done, total); total 0: not known.
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a file is read and predictions are written.
+
+    Attributes:
+        columns: what the user says about the file.
+        format: of the output, one of infer/outputs.py; None: by its extension, else JSONL.
+        texts: also write the texts that were read.
+        skip_bad_rows: leave bad rows out and count them.
+        overwrite: begin anew, whatever is there.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    format: str | None = None
+    texts: bool = False
+    skip_bad_rows: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What became of a file.
+
+    Attributes:
+        rows: predictions written, by earlier runs too.
+        continued: how many rows an earlier run had dealt with.
+        files: where they are; empty: on standard output.
+        skipped: bad rows left out.
+    """
+
+    rows: int
+    continued: int = 0
+    files: tuple[Path, ...] = ()
+    skipped: BadRows = field(default_factory=BadRows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "rows": self.rows,
+            "continued": self.continued,
+            "files": [str(path) for path in self.files],
+            "skipped": dict(self.skipped.counts),
+        }
+
+
+def open_answers(
+    model: str | os.PathLike[str],
+    device: str | None = None,
+    *,
+    revision: str | None = None,
+    **options: Any,
+) -> TaskAnswers:
+    """A fine-tuned model, ready to answer.
+
+    Args:
+        model: a folder, a run or a hub id.
+        device: None: the best there is.
+        revision: branch, tag or commit of a hub model.
+        options: of TaskOptions, for decoding: threshold, null_threshold ...; None: as the model
+            has it.
+
+    Raises:
+        MissingHeadError: it has no head of a task, or an untrained one.
+        CheckpointError: there is no such model, or it is broken.
+    """
+    opened = load(model, device, revision=revision)
+    answers = TaskAnswers(opened.model, opened.tokenizer, *TASKS)
+    given = {name: value for name, value in options.items() if value is not None}
+    if given:
+        answers.task = answers.task.with_options(**given)
+    return answers
+
+
+def answered(
+    answers: TaskAnswers, rows: list[Any], bad: BadRows | None
+) -> tuple[list[Any], list[Prediction]]:
+    """Rows that are run at once, and their predictions; without those that cannot be tokenized.
+
+    Raises:
+        DataError: there is such a row, and bad rows are not to be skipped.
+    """
+    try:
+        return rows, predict(answers.task, answers.model, rows)
+    except DataError:
+        if bad is None:
+            raise
+    good = [row for row in rows if _usable(answers.task, row, bad)]
+    return good, predict(answers.task, answers.model, good)
+
+
+def _usable(task: Task[Any], row: Row, bad: BadRows) -> bool:
+    try:
+        task.features(row, labelled=False)
+    except DataError as error:
+        bad.add(row.place, error.what)
+        return False
+    return True
+
+
+def count_rows(file: RowFile, skip_bad_rows: bool) -> int:
+    """How many good rows there are: what is bad is told before any work is done.
+
+    Raises:
+        DataError: a row is bad, and bad rows are not to be skipped.
+    """
+    return sum(1 for _ in file.rows(BadRows() if skip_bad_rows else None))
+
+
+def predict_file(
+    answers: TaskAnswers,
+    path: str | Path,
+    out: str | Path,
+    options: PredictOptions | None = None,
+    *,
+    say: Say = lambda line: None,
+    report: Report = lambda done, total: None,
+) -> Predicted:
+    """Write the predictions for a file of any format; run again after a kill, it goes on.
+
+    The result is byte for byte what a run without a kill would have written.
+
+    Args:
+        answers: the model.
+        path: the file, "-" for standard input (which cannot be gone on with).
+        out: the file to write; for SQuAD's files a folder, or predictions.json.
+        options: how.
+        say: takes remarks.
+        report: takes progress.
+
+    Raises:
+        UsageError: the output is there already, or its format does not fit.
+        StaleDataError: an unfinished output was made from another input, model or other options.
+        DataError: the file is bad; what was predicted before it stays in OUT.partial.
+    """
+    options, task = options or PredictOptions(), answers.task
+    format = choose_format(Path(out), options.format, task.name)
+    options = replace(options, format=format)
+    files = squad_files(Path(out)) if format == "squad" else (Path(out),)
+    made_from = _made_from(answers, str(path), options)
+    if (done := take_result(files[0], made_from)) is not None:
+        return Predicted(done.rows - len(done.dropped), done.rows, files)
+    _check_free(files, options.overwrite)
+    file = open_rows(path, task.name, options.columns, labels=False)
+    say(f"{'standard input' if file.path == '-' else file.path}:")
+    for line in file.describe():
+        say(f"  {line}")
+    total = 0 if file.path == "-" else count_rows(file, options.skip_bad_rows)
+    bad = BadRows() if options.skip_bad_rows else None
+    with open_partial(files[0], made_from, options.overwrite) as partial:
+        before = partial.done.rows
+        if before:
+            say(f"{partial.partial}: going on behind {before:,} rows")
+        _write(answers, file, partial, options, bad, lambda done: report(done, total))
+        partial.finish()
+        if format == "squad":
+            for number, name in enumerate(files):
+                write_pieces(name, squad_text(partial.lines(), number))
+            partial.remove()
+        else:
+            partial.become()
+    rows = partial.done.rows - len(partial.done.dropped)
+    return Predicted(rows, before, files, bad if bad is not None else BadRows())
+
+
+def _check_free(files: tuple[Path, ...], overwrite: bool) -> None:
+    done = read_done(files[0])
+    ours = overwrite or (done is not None and done.finished)
+    for path in files:
+        if path.is_dir():
+            raise UsageError(f"{path}: a folder; name a file")
+        if path.exists() and not ours:
+            raise UsageError(f"{path} is there already; say --overwrite to replace it")
+
+
+def _made_from(answers: TaskAnswers, path: str, options: PredictOptions) -> dict[str, str]:
+    """Checksums of all that an output follows from."""
+    if path != "-" and not Path(path).is_file():
+        raise DataError("no such file" if not Path(path).exists() else "not a file", path)
+    source = answers.model.load_report.source
+    kept = sorted(p for p in source.iterdir() if p.suffix != ".md" and p.is_file())
+    chosen = asdict(replace(options, skip_bad_rows=False, overwrite=False))
+    chosen |= {"task": asdict(answers.task.options), "bertkit": __version__}
+    return {
+        # Standard input is another each time.
+        "input": checksum([Path(path)]) if path != "-" else os.urandom(16).hex(),
+        "model": checksum(kept),
+        "options": msgspec.json.encode(chosen, order="sorted").decode(),
+    }
+
+
+def _write(
+    answers: TaskAnswers,
+    file: RowFile,
+    partial: PartialFile,
+    options: PredictOptions,
+    bad: BadRows | None,
+    report: Callable[[int], None],
+) -> None:
+    """Predict and write all rows behind those that are done."""
+    assert options.format is not None
+    writer, done = Writer(answers.task, options.format, options.texts), partial.done
+    errors: list[DataError] = []
+    rows = islice(until_bad(file.rows(bad), errors), done.rows, None)
+    for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
+        dropped = None if bad is None else BadRows()
+        good, predictions = answered(answers, ahead, dropped)
+        text = "" if done.rows else writer.header(ahead[0])
+        text += "".join(map(writer.write, good, predictions))
+        partial.commit(text, len(ahead), [(place.line, what) for place, what in dropped or ()])
+        report(done.rows)
+    if bad is not None:
+        for line, what in done.dropped:
+            bad.add(Place(file.path, line), what)
+    for error in errors:
+        what = f"{error.what}; what was predicted before it is in {partial.partial}"
+        raise DataError(what, error.path, error.line) from error
+
+
+def until_bad(rows: Iterable[Row], errors: list[DataError]) -> Iterator[Row]:
+    """The rows before the first bad one, whose error goes to `errors`."""
+    try:
+        yield from rows
+    except DataError as error:
+        errors.append(error)
