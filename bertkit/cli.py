@@ -53,6 +53,18 @@ VERBS = {
         "bertkit.verbs.ask:next_sentence",
         "How likely is it that sentence B follows sentence A?",
     ),
+    "finetune": (
+        "bertkit.verbs.finetune:finetune",
+        "Fine-tune a model on a labelled file: classify, regress, tag, qa, choose.",
+    ),
+    "evaluate": (
+        "bertkit.verbs.evaluate:evaluate",
+        "Measure a fine-tuned model on a labelled file; with --other compare two.",
+    ),
+    "predict": (
+        "bertkit.verbs.predict:predict",
+        "Predict for every row of a file; interrupted and run again, it continues.",
+    ),
     "doctor": (
         "bertkit.verbs.doctor:doctor",
         "Show what this machine can do or, with a MODEL, what that model holds.",

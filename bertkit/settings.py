@@ -308,8 +308,11 @@ def set_dotted(tree: dict[str, Any], name: str, value: Any, kind: type[Struct]) 
     if key not in keys:
         names = [f"{section}.{k}" for k in keys] or [f"{s}.*" for s in sections]
         raise UsageError(f"no setting is called {name!r}; there are {', '.join(names)}")
-    if isinstance(value, str) and value[:1] in "[{":
-        value = msgspec.json.decode(value)
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        try:
+            value = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{name}={value}: not valid JSON: {error}") from error
     elif value == "none" and "none" not in _choices(keys[key]):
         value = None
     tree.setdefault(section, {})[key] = value

@@ -20,6 +20,7 @@ from bertkit.errors import DataError, UsageError
 from bertkit.verbs.options import Common
 
 VERBS = ["vocab", "prepare", "pretrain", "fill", "next", "doctor", "demo"]
+VERBS += ["finetune", "evaluate", "predict"]
 
 
 def bertkit(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -156,7 +157,9 @@ def test_every_verb_takes_the_common_flags(verb: str, capsys: pytest.CaptureFixt
         assert flag in out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["pretrain", "--help"], ["finetune", "--help"], ["--version"]]
+)
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from bertkit.cli import main; main(sys.argv[1:]);"

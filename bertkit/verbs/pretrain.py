@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -103,27 +104,44 @@ def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
     Raises:
         UsageError: a --set without "=", a setting given twice, or two budgets.
     """
+    given: list[tuple[str, Any]] = [
+        (dotted, getattr(options, flag)) for flag, dotted in SHORT.items() if flag != "old"
+    ]
+    given += [("log.old", list(options.old) or None), ("train.seed", seed)]
+    return given_settings(options.set, given, BUDGETS)
+
+
+def given_settings(
+    sets: Sequence[str], flags: Sequence[tuple[str, Any]], budgets: Sequence[str]
+) -> dict[str, Any]:
+    """What --set and short flags say, by dotted names.
+
+    Args:
+        sets: as they were typed, "section.name=value".
+        flags: (dotted name, value); None: not given.
+        budgets: of which one at most may be given; it replaces the recipe's.
+
+    Raises:
+        UsageError: a --set without "=", a setting given twice, or two budgets.
+    """
     given: list[tuple[str, Any]] = []
-    for item in options.set:
+    for item in sets:
         name, equals, value = item.partition("=")
         if not equals:
             raise UsageError(f"--set {item}: write it as section.name=value")
         given.append((name.strip(), value.strip()))
-    given += [(dotted, getattr(options, flag)) for flag, dotted in SHORT.items() if flag != "old"]
-    given.append(("log.old", list(options.old) or None))
-    given.append(("train.seed", seed))
     settings: dict[str, Any] = {}
-    for name, value in given:
+    for name, value in [*given, *flags]:
         if value is None:
             continue
         if name in settings:
             raise UsageError(f"{name} is given twice")
         settings[name] = value
-    budgets = [f"train.{name}" for name in BUDGETS if f"train.{name}" in settings]
-    if len(budgets) > 1:
-        raise UsageError(f"one budget at a time: {' and '.join(budgets)} are both given")
-    if budgets:
-        settings |= {f"train.{b}": None for b in BUDGETS if f"train.{b}" != budgets[0]}
+    chosen = [f"train.{name}" for name in budgets if f"train.{name}" in settings]
+    if len(chosen) > 1:
+        raise UsageError(f"one budget at a time: {' and '.join(chosen)} are both given")
+    if chosen:
+        settings |= {f"train.{b}": None for b in budgets if f"train.{b}" != chosen[0]}
     return settings
 
 

@@ -1,0 +1,279 @@
+"""`bertkit finetune`: a labelled file and a model in, a fine-tuned model folder out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from bertkit.errors import UsageError
+from bertkit.settings import FinetuneRecipe, load_recipe
+from bertkit.verbs.ask import Model
+from bertkit.verbs.columns import FileFormat
+from bertkit.verbs.options import Common, Switch
+from bertkit.verbs.pretrain import find_recipe, given_settings
+
+if TYPE_CHECKING:
+    from bertkit.train.finetune_setup import FinetuneResult
+
+BUDGETS = ("epochs", "steps", "minutes")
+# Short flags and the settings they stand for.
+SHORT = {
+    **{budget: f"train.{budget}" for budget in BUDGETS},
+    "batch_size": "train.batch_size",
+    "learning_rate": "train.learning_rate",
+    "class_weights": "train.class_weights",
+    "loss": "train.loss",
+    "adversarial": "train.adversarial",
+    "r_drop": "train.r_drop",
+    "layer_decay": "train.layer_decay",
+    "freeze_layers": "train.freeze_layers",
+    "lora_rank": "train.lora_rank",
+    "teacher": "train.teacher",
+    "seeds": "train.seeds",
+    "patience": "train.patience",
+    "metric_for_best_model": "train.metric_for_best_model",
+    "folds": "data.folds",
+    "oversample": "data.oversample",
+    "augment": "data.augment",
+    "max_length": "data.max_length",
+    "doc_stride": "data.doc_stride",
+    "crf": "data.crf",
+    "scheme": "data.scheme",
+    "text_column": "data.text",
+    "pair_column": "data.pair",
+    "label_column": "data.label",
+    "header": "data.header",
+    "file_format": "data.format",
+    "joiner": "data.joiner",
+    "skip_bad_rows": "data.skip_bad_rows",
+}
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class FinetuneOptions:
+    """Files, and the run folder."""
+
+    train: Annotated[Path, Parameter(help="The rows to learn from; the format is found out.")]
+    out: Annotated[Path, Parameter(help="The run folder; its model/ holds the result.")]
+    dev: Annotated[
+        str | None,
+        Parameter(help="Rows to choose the best weights by; or a share of --train, such as 0.1."),
+    ] = None
+    test: Annotated[
+        Path | None, Parameter(help="Rows whose figures the result is reported with.")
+    ] = None
+    recipe: Annotated[
+        str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
+    ] = None
+    set: Annotated[
+        tuple[str, ...],
+        Parameter(help="Any setting, as train.warmup_ratio=0.1; may be given again."),
+    ] = ()
+    resume: Annotated[
+        bool, Switch, Parameter(help="Continue from the newest whole checkpoint, if there is one.")
+    ] = False
+    overwrite: Annotated[bool, Switch, Parameter(help="Replace what the run folder holds.")] = False
+
+
+@Parameter(name="*", group="Training")
+@dataclass(kw_only=True)
+class TrainingFlags:
+    """The settings of training that people change most."""
+
+    epochs: Annotated[
+        float | None, Parameter(help="Budget in passes over the rows; 3 without any budget.")
+    ] = None
+    steps: Annotated[int | None, Parameter(help="Budget in optimiser steps.")] = None
+    minutes: Annotated[float | None, Parameter(help="Budget in minutes of training.")] = None
+    batch_size: Annotated[int | None, Parameter(help="Examples of one optimiser step.")] = None
+    learning_rate: Annotated[float | None, Parameter(help="Highest learning rate.")] = None
+    seeds: Annotated[int | None, Parameter(help="So many runs: means and deviations.")] = None
+    folds: Annotated[int | None, Parameter(help="k-fold: each part held out once.")] = None
+    patience: Annotated[
+        int | None, Parameter(help="Stop after so many evaluations without a better figure.")
+    ] = None
+    metric_for_best_model: Annotated[
+        str | None, Parameter(help="The figure that the best weights are chosen by.")
+    ] = None
+    class_weights: Annotated[
+        str | None, Parameter(help='balanced, or weights such as {"rare": 3}.')
+    ] = None
+    loss: Annotated[
+        Literal["ce", "focal", "dice"] | None, Parameter(help="Focal and dice for rare classes.")
+    ] = None
+    oversample: Annotated[
+        float | None, Parameter(help="Repeat rare classes up to this share of the largest.")
+    ] = None
+    augment: Annotated[
+        Literal["none", "entities", "tokens", "both"] | None,
+        Parameter(help="Swap entities, hide words (tag)."),
+    ] = None
+    adversarial: Annotated[
+        Literal["none", "fgm", "pgd"] | None, Parameter(help="Adversarial word embeddings.")
+    ] = None
+    r_drop: Annotated[float | None, Parameter(help="Weight of R-Drop.")] = None
+    layer_decay: Annotated[
+        float | None, Parameter(help="Lower layers learn at this share of the one above.")
+    ] = None
+    freeze_layers: Annotated[int | None, Parameter(help="So many lowest layers stay.")] = None
+    lora_rank: Annotated[int | None, Parameter(help="Train adapters of this rank alone.")] = None
+    teacher: Annotated[
+        str | None, Parameter(help="A fine-tuned model whose answers are learned too.")
+    ] = None
+
+
+@Parameter(name="*", group="Reading the files")
+@dataclass(kw_only=True)
+class DataFlags:
+    """What the files are, where that is not found out, and how rows are read."""
+
+    max_length: Annotated[int | None, Parameter(help="Tokens that are read at once.")] = None
+    doc_stride: Annotated[
+        int | None, Parameter(help="Tokens that windows of a long text share (tag, qa).")
+    ] = None
+    crf: Annotated[
+        bool | None, Parameter(help="Decide tags together, by a conditional random field.")
+    ] = None
+    scheme: Annotated[
+        Literal["BIO", "BIOES", "BMES", "IO", "plain"] | None,
+        Parameter(help="The tags that the model learns, whatever the file's."),
+    ] = None
+    text_column: Annotated[
+        str | None,
+        Parameter(
+            name=("--text", "--text_column"),
+            help="The text, or the first of a pair; the question (qa). A name, or a number.",
+        ),
+    ] = None
+    pair_column: Annotated[
+        str | None,
+        Parameter(
+            name=("--pair", "--pair_column"),
+            help="The second text; the passage (qa); the question (choose).",
+        ),
+    ] = None
+    label_column: Annotated[
+        str | None,
+        Parameter(
+            name=("--label", "--label_column"), help="The label; the tag (CoNLL); the answers (qa)."
+        ),
+    ] = None
+    header: Annotated[
+        bool | None,
+        Parameter(help="The first line names the columns.", negative="--no_header"),
+    ] = None
+    file_format: Annotated[
+        FileFormat | None, Parameter(help="What the files are, whatever their extension.")
+    ] = None
+    joiner: Annotated[
+        str | None, Parameter(help="What stands between the words of a CoNLL file.")
+    ] = None
+    skip_bad_rows: Annotated[
+        bool | None, Parameter(help="Count bad rows and go on, instead of stopping at the first.")
+    ] = None
+
+
+def overrides(
+    options: FinetuneOptions, training: TrainingFlags, data: DataFlags, seed: int | None
+) -> tuple[dict[str, Any], Path | None]:
+    """Every setting that the command line names, by its dotted name; and the dev file, if any.
+
+    Raises:
+        UsageError: a --set without "=", a setting given twice, or two budgets.
+    """
+    flags = vars(training) | vars(data)
+    given = [(dotted, flags[flag]) for flag, dotted in SHORT.items()]
+    share = _share(options.dev)
+    given += [("train.seed", seed), ("data.dev", share)]
+    dev = None if share is not None or options.dev is None else Path(options.dev)
+    return given_settings(options.set, given, BUDGETS), dev
+
+
+def _share(dev: str | None) -> float | None:
+    """A share of the training rows, where `dev` is a number and no file is called so."""
+    try:
+        share = float(dev) if dev is not None and not Path(dev).exists() else None
+    except ValueError:
+        return None
+    if share is not None and not 0 < share < 1:
+        raise UsageError(f"--dev {dev}: a file, or a share of --train between 0 and 1")
+    return share
+
+
+def finetune(
+    task: Annotated[
+        Literal["classify", "regress", "tag", "qa", "choose"], Parameter(help="What to learn.")
+    ],
+    model: Model,
+    /,
+    *,
+    options: FinetuneOptions,
+    training: TrainingFlags | None = None,
+    data: DataFlags | None = None,
+    common: Common | None = None,
+) -> None:
+    """Fine-tune a model on a labelled file."""
+    common = common or Common()
+    training, data = training or TrainingFlags(), data or DataFlags()
+    path = find_recipe(options.recipe) if options.recipe else None
+    saved = options.out / "recipe.toml"
+    if path is None and options.resume and saved.is_file():
+        path = saved  # a run goes on with its own settings; flags may name what is to change
+    settings, dev = overrides(options, training, data, common.seed)
+    recipe = load_recipe(path, settings, FinetuneRecipe)
+    from bertkit.train.finetune import finetune as train
+
+    result = train(
+        task,
+        model,
+        options.train,
+        dev,
+        options.test,
+        options.out,
+        recipe,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        device=common.device,
+        quiet=common.quiet,
+    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+        common.show(result.to_dict(), summary(result))
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def summary(result: FinetuneResult) -> str:
+    """The last word for people: what was done, how good it is, where it is."""
+    from bertkit.tasks.outcomes import Table, written
+
+    minutes = result.seconds / 60
+    lines = [f"{result.steps:,} steps, {result.examples:,} examples, {minutes:.1f} minutes"]
+    if result.skipped:
+        lines.append(f"{result.skipped} steps were skipped for a bad loss; see log.jsonl")
+    if result.stopped_early:
+        lines.append(f"stopped early; the best step is {result.best_step:,}")
+    columns = {"dev": result.figures, "test": result.test}
+    columns = {name: figures for name, figures in columns.items() if figures}
+    names = dict.fromkeys(name for figures in columns.values() for name in figures)
+    if names:
+        several = {"dev": "figures", "test": "test"} if result.runs else {}
+
+        def cell(column: str, name: str) -> str:
+            value = columns[column].get(name)
+            spread = result.deviations.get(several.get(column, ""), {}).get(name)
+            if not isinstance(value, int | float):
+                return "" if value is None else str(value)
+            return written(value) + ("" if spread is None else f" +- {spread:.4f}")
+
+        rows = tuple((name, *(cell(column, name) for column in columns)) for name in names)
+        lines += Table(("figure", *columns), rows).lines()
+    if result.runs:
+        lines.append(f"means and deviations of {len(result.runs)} runs")
+    if result.interrupted:
+        return "\n".join([*lines, "continue it with --resume"])
+    return "\n".join([*lines, f"model in {result.model}" if result.model else ""]).rstrip()

@@ -1,0 +1,128 @@
+"""`bertkit evaluate` as a user types it: tables, pictures, wrong cases, two models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from bertkit.cli import main
+from tests.infer.every_task import CASES, write_rows
+from tests.tasks.tiny import folder, labels
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def ask(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["evaluate", *map(str, arguments), "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_task_has_tables_and_wrong_cases(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, out = CASES[name], tmp_path / "report"
+    model, path = case.model(tmp_path / "model"), write_rows(case, tmp_path, 30)
+    report = ask(capsys, model, path, "--out", out)
+    assert (report["task"], report["rows"]) == (case.task, 30)
+    wrong = [json.loads(line) for line in (out / "bad_cases.jsonl").read_text().splitlines()]
+    assert wrong
+    sure = [one["confidence"] for one in wrong]
+    assert sure == sorted(sure, reverse=True)
+    assert all(one["file"] == str(path) for one in wrong)
+    pictures = {path.name for path in out.glob("*.png")}
+    expected = {"calibration.png"} if case.task != "regress" else set()
+    if name in ("classify", "pairs", "tag", "crf"):
+        expected.add("confusion.png")
+    assert pictures == expected
+    assert all((out / picture).read_bytes().startswith(PNG) for picture in pictures)
+    assert report["breakdown"]
+    assert {str(file) for file in out.iterdir()} == set(report["files"])
+
+
+def test_figures_are_those_of_the_predictions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES["classify"]
+    model, path = case.model(tmp_path / "model"), write_rows(case, tmp_path, 60)
+    assert main(["predict", str(model), str(path), "--out", str(tmp_path / "p.jsonl")]) == 0
+    said = [json.loads(line)["label"] for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    gold = [line.split("\t")[0] for line in path.read_text().splitlines()[1:]]
+    figures = ask(capsys, model, path)["figures"]
+    assert figures["accuracy"] == accuracy_score(gold, said)
+    assert figures["macro_f1"] == f1_score(gold, said, average="macro")
+
+
+def test_without_a_folder_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["tag"]
+    model, path = case.model(tmp_path / "model"), write_rows(case, tmp_path, 12)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["evaluate", str(model), str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert out.startswith("tag, 12 rows\n\nfigure ")
+    assert "label " in out
+    assert "  12 rows\n" in err
+    assert "labels: LOC" in err
+
+
+def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES["classify"]
+    path = write_rows(case, tmp_path, 40)
+    model = case.model(tmp_path / "model")
+    other = folder("BertForSequenceClassification", **labels("z", "x", "y"))
+    report = ask(capsys, model, path, "--other", other)
+    difference = report["difference"]
+    assert difference["first"] == report["figures"]["accuracy"]
+    assert difference["second"] == report["other"]["accuracy"]
+    assert 0 < difference["p_value"] <= 1
+    (everything,) = (line for line in report["wins"] if line["rows"] == "all rows")
+    assert sum(int(everything[k]) for k in ("first better", "second better", "equal")) == 40
+    same = ask(capsys, model, path, "--other", model, "--metric", "macro_f1")["difference"]
+    assert (same["metric"], same["first"], same["p_value"]) == ("macro_f1", same["second"], 1.0)
+    assert main(["evaluate", str(model), str(path), "--other", str(other)]) == 0
+    assert "accuracy: 0." in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = CASES["classify"]
+    model, path = case.model(tmp_path / "model"), write_rows(case, tmp_path, 6)
+    text = path.read_text(encoding="utf-8")
+    odd, bare = tmp_path / "odd.tsv", tmp_path / "bare.txt"
+    odd.write_text(text + "new\tthe cat\n", encoding="utf-8")
+    bare.write_text("the cat\na dog\n", encoding="utf-8")
+    narrow = folder("BertForSequenceClassification", **labels("x", "y"))
+    tagger = folder("BertForTokenClassification", **labels("O", "B-LOC", "I-LOC"))
+    full = tmp_path / "full"
+    full.mkdir()
+    encoder = folder("BertModel")
+    (full / "figures.md").write_text("mine")
+    for arguments, status, line in (
+        ([model, odd], 1, f"{odd}:8: the label 'new' is none of the model's: x, y, z"),
+        ([model, bare], 1, "there are no labels in it; to have it labelled: bertkit predict"),
+        ([model, path, "--other", narrow], 2, "--other knows other labels"),
+        ([model, path, "--other", tagger], 2, "--other is for tag, the model for classify"),
+        ([model, path, "--other", model, "--metric", "beauty"], 2, "'beauty' cannot be compared"),
+        ([model, path, "--out", full], 2, "say --overwrite to replace it"),
+        ([encoder, path], 1, "classifier"),
+    ):
+        assert main(["evaluate", *map(str, arguments)]) == status, arguments
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("bertkit: error: ")
+        assert line in error
+    assert (full / "figures.md").read_text() == "mine"
+    assert main(["evaluate", str(model), str(odd), "--skip-bad-rows"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("classify, 6 rows\n")
+    assert "left out: 1 x label" in said.err
