@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -171,6 +172,7 @@ def publish(
     command = "python -m " + " ".join([f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     # The command is kept so that anyone can run it again; folders of this machine say nothing.
     shown = command.replace(str(Path.cwd()) + "/", "").replace(str(Path.cwd().parent) + "/", "../")
+    shown = re.sub(r"(?<=[ =])/(?:[^ /]+/)+", "", shown)
     date = time.strftime("%Y-%m-%d")
     page = [f"# {title}", f"{date}. {machine.sentence()}", f"```\n{shown}\n```", *sections]
     RESULTS.mkdir(exist_ok=True)
