@@ -1,0 +1,168 @@
+"""What every verb gives: a typed result that can be read, saved, printed and looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertkit.checkpoint.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bertkit.explain.page import Section
+
+Floats = NDArray[np.floating[Any]]
+
+
+class Result(ABC):
+    """The base of all results. Subclasses are frozen dataclasses of plain values and arrays.
+
+    Attributes:
+        verb: as in `bertkit explain VERB`.
+        caution: in one sentence, what the picture can and cannot tell.
+        caution_zh: the same in Chinese.
+    """
+
+    verb: ClassVar[str]
+    caution: ClassVar[str]
+    caution_zh: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by the names of the fields; NaN and infinity are None."""
+        values = {
+            field.name: plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+        }
+        return {"verb": self.verb, **values}
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One JSON object; also written to `path`, whole or not at all."""
+        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        if path is not None:
+            write_atomically(Path(path), (text + "\n").encode())
+        return text
+
+    def to_npz(self, path: str | os.PathLike[str]) -> None:
+        """All arrays under their names (of parts: `part.0.name`), without pickle.
+
+        Beside them `json` holds the JSON of everything that is no array.
+        """
+        arrays = dict(_arrays(self, ""))
+        rest = {
+            field.name: plain(value)
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if not isinstance(value := getattr(self, field.name), np.ndarray)
+        }
+        told = json.dumps({"verb": self.verb, **_without_arrays(rest, arrays)}, ensure_ascii=False)
+        # numpy would add an extension to a name without one.
+        with open(path, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, json=np.array(told), **arrays)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """One file that needs no network: pictures, and the numbers of `to_dict` inside."""
+        from bertkit.explain.page import html_page
+
+        cautions = (self.caution, self.caution_zh)
+        text = html_page(self.title(), cautions, self.sections(), self.to_dict())
+        write_atomically(Path(path), text.encode())
+
+    @abstractmethod
+    def title(self) -> str:
+        """The page's heading: what was asked."""
+
+    @abstractmethod
+    def table(self) -> RenderableType:
+        """For the terminal, through rich."""
+
+    @abstractmethod
+    def sections(self) -> list[Section]:
+        """The pictures of the page."""
+
+    def as_text(self, width: int = 100) -> str:
+        """`table()` as plain text."""
+        from rich.console import Console
+
+        console = Console(width=width, color_system=None, force_terminal=False, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").splitlines())
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: arrays as lists, dataclasses and named tuples as objects.
+
+    A float32 is written with as few digits as tell it from its neighbours.
+    """
+    if isinstance(value, np.ndarray):
+        return _plain_array(value)
+    if isinstance(value, float | np.floating):
+        return _short(value)
+    if isinstance(value, np.integer):
+        return int(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    return value
+
+
+def _short(value: float | np.floating[Any]) -> float | None:
+    if not math.isfinite(value):
+        return None
+    return float(str(value)) if isinstance(value, np.float32) else float(value)
+
+
+def _plain_array(array: NDArray[Any]) -> Any:
+    if array.dtype == np.float32:
+        flat: list[Any] = [_short(value) for value in array.ravel()]
+    elif array.dtype.kind == "f":
+        flat = [x if math.isfinite(x) else None for x in array.ravel().tolist()]
+    else:
+        return array.tolist()
+    for size in reversed(array.shape[1:]):
+        flat = [flat[i : i + size] for i in range(0, len(flat), size)] if size else []
+    return flat[0] if array.ndim == 0 else flat
+
+
+def _arrays(value: Any, name: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    """All arrays inside, by dotted names."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+        return
+    inner: Sequence[tuple[Any, Any]] = []
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        inner = list(value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        inner = list(enumerate(value))
+    for key, item in inner:
+        yield from _arrays(item, f"{name}.{key}" if name else str(key))
+
+
+def _without_arrays(rest: Any, arrays: Mapping[str, Any], name: str = "") -> Any:
+    """Plain values less those that stand among the arrays."""
+    if isinstance(rest, dict):
+        named = {key: (f"{name}.{key}" if name else key, item) for key, item in rest.items()}
+        return {
+            key: _without_arrays(item, arrays, full)
+            for key, (full, item) in named.items()
+            if full not in arrays
+        }
+    if isinstance(rest, list):
+        return [_without_arrays(item, arrays, f"{name}.{i}") for i, item in enumerate(rest)]
+    return rest

@@ -1,0 +1,229 @@
+"""Results: JSON, npz and page hold the same numbers; pages open in a browser, and narrow."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from functools import lru_cache
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertkit.explain.lenses import lens, lens_over
+from bertkit.explain.maps import attention, attention_over
+from bertkit.explain.page import Section, html_page
+from bertkit.explain.pictures import bars, clipped, colour, heatmap, width_of
+from bertkit.explain.result import Result, plain
+from bertkit.explain.scores import pairs, score, score_over
+from bertkit.explain.vectors import vector, vector_over
+from bertkit.infer.minimal_pairs import MinimalPair
+from bertkit.tasks.records import Place
+from tests.explain.models import CHINESE, MASKED, TEXT, TEXTS, labelled, opened
+
+HOSTILE = 'a </script><script>alert("1")</script> & <b> 猫 "cat" \u2028 x'
+PAIRS = [
+    MinimalPair(good, bad, kind, Place("f", 1))
+    for good, bad, kind in (("the cat ran", "cat the ran", "order"), ("a dog", "dog a", "词序"))
+]
+
+
+@lru_cache
+def results() -> dict[str, Result]:
+    return {
+        "vector": vector(opened(), MASKED, top_k=4),
+        "vector of a word": vector(labelled("BertForTokenClassification"), HOSTILE, word="猫"),
+        "vector over": vector_over(opened(), TEXTS),
+        "lens": lens(opened(), "我爱 [MASK] [MASK]", target="京", top_k=5),
+        "lens of labels": lens(labelled("BertForSequenceClassification"), HOSTILE, target="x"),
+        "lens over": lens_over(opened(), TEXTS),
+        "attention": attention(opened(), TEXT, CHINESE),
+        "attention hostile": attention(opened(double=False), HOSTILE),
+        "attention long": attention(opened(), "the cat " * 30),
+        "attention over": attention_over(opened(), TEXTS),
+        "score": score(opened(), HOSTILE),
+        "score over": score_over(opened(), TEXTS),
+        "pairs": pairs(opened(), PAIRS),
+    }
+
+
+by_result = pytest.mark.parametrize("name", results())
+
+
+class Marks(HTMLParser):
+    """The marks of a page's pictures, and its embedded JSON."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[int], float | None]] = []
+        self.text, self.inside, self.addresses = "", False, []
+        self.feed(page)
+        self.data = json.loads(self.text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        named = dict(attrs)
+        self.inside = named.get("id") == "data"
+        self.addresses += [named[key] for key in ("src", "href") if key in named]
+        if "data-of" in named:
+            at = [int(i) for i in named["data-at"].split(",")]
+            value = float(named["data-value"]) if named["data-value"] else None
+            self.found.append((named["data-of"], at, value))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data if self.inside else ""
+
+
+def looked_up(data: Any, path: str, at: list[int]) -> Any:
+    """The number of the JSON that a mark names: `*` in a path is an index of the place."""
+    left = list(at)
+    for key in path.split("."):
+        data = data[left.pop(0) if key == "*" else int(key) if key.isdigit() else key]
+    for index in left:
+        data = data[index]
+    return data
+
+
+@by_result
+def test_the_pictures_show_the_numbers_of_the_json(name: str, tmp_path: Path) -> None:
+    result = results()[name]
+    result.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    marks = Marks(page)
+    assert marks.data == json.loads(result.to_json())
+    assert marks.found
+    for of, at, value in marks.found:
+        assert looked_up(marks.data, of, at) == value
+    assert marks.addresses == []
+    assert "http" not in re.sub(r"http-equiv", "", page)
+    assert result.caution in unescape(page)
+    assert result.caution_zh in unescape(page)
+
+
+@by_result
+def test_json_and_npz_hold_every_field(name: str, tmp_path: Path) -> None:
+    result = results()[name]
+    result.to_json(tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert data["verb"] == result.verb
+    result.to_npz(tmp_path / "r.npz")
+    with np.load(tmp_path / "r.npz", allow_pickle=False) as arrays:
+        rest = json.loads(str(arrays["json"]))
+        names = [key for key in arrays.files if key != "json"]
+        for key in names:
+            assert looked_up(data, key, []) == plain(arrays[key]), key
+    for key, value in data.items():
+        inside = [n for n in names if n == key or n.startswith(f"{key}.")]
+        assert inside or rest[key] == value, key
+
+
+@by_result
+def test_the_table_is_text_with_the_users_words(name: str) -> None:
+    table = results()[name].as_text(160)
+    assert len(table.splitlines()) > 3
+    if name == "score":
+        assert "猫" in table
+
+
+def test_labels_are_cut_by_width() -> None:
+    assert width_of("ab中") == 4
+    assert clipped("中" * 20, 10) == "中中中中…"
+    assert clipped(" ") == "␣"
+    assert colour(None, 1) == "#ddd"
+    assert colour(0.0, 1) == "#ffffff"
+    assert colour(1.0, 1) != colour(-1.0, 1)
+
+
+def test_marks_carry_numbers_that_are_missing() -> None:
+    drawn = heatmap("x", np.array([[np.nan, 1.0]]), ["r"], ["a", "b"]) + bars(
+        "y", np.array([np.nan, -2.0]), ["a", "b"]
+    )
+    assert re.findall(r'data-value="([^"]*)"', drawn) == ["", "1.0", "", "-2.0"]
+
+
+def test_a_page_cannot_be_broken_by_its_data() -> None:
+    page = html_page(HOSTILE, [HOSTILE], [Section(HOSTILE, "", HOSTILE)], {"x": HOSTILE})
+    assert Marks(page).data == {"x": HOSTILE}
+    assert page.count("<script") == 1
+    assert "<b>" not in page
+
+
+def test_float32_is_short_and_exact() -> None:
+    values = np.array([[0.1, 1 / 3], [np.nan, np.inf]], dtype=np.float32)
+    assert plain(values) == [[0.1, 0.33333334], [None, None]]
+    assert np.float32(plain(values)[0][1]) == values[0, 1]
+    assert plain(np.zeros((0, 3))) == []
+    assert plain(np.array(2.5)) == 2.5
+
+
+def chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+# The page stands in a frame as wide as a telephone; what it looks like there becomes the title.
+FRAME = """<!doctype html><meta charset="utf-8"><body><iframe id="f" width="360" height="740"
+style="border:0"></iframe><script>
+const errors = [], frame = document.getElementById("f");
+frame.addEventListener("load", () => {
+  const inner = frame.contentWindow, page = inner.document;
+  for (const square of page.querySelectorAll("[data-head]")) square.dispatchEvent(
+    new inner.MouseEvent("click", {bubbles: true}));
+  for (const list of page.querySelectorAll("select")) {
+    list.value = list.options[list.options.length - 1].value;
+    list.dispatchEvent(new inner.Event("change"));
+  }
+  const marks = [...page.querySelectorAll("[data-of]")].map(
+    m => [m.dataset.of, m.dataset.at, m.dataset.value]);
+  document.body.textContent = JSON.stringify({
+    width: page.documentElement.scrollWidth, drawn: page.querySelectorAll("svg").length,
+    height: page.body.getBoundingClientRect().height, marks});
+});
+frame.srcdoc = %s;
+</script>"""
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("name", ["attention", "attention hostile", "lens", "score", "pairs"])
+def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
+    """No console errors, 360 px wide, and after every choice the numbers are the JSON's."""
+    result = results()[name]
+    result.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    source = json.dumps(page).replace("<", "\\u003c")
+    (tmp_path / "frame.html").write_text(FRAME % source, encoding="utf-8")
+    dom, errors = browse(tmp_path, "frame.html")
+    assert errors == []
+    seen = json.loads(unescape(re.sub(r"(?s).*<body[^>]*>(.*)</body>.*", r"\1", dom)))
+    assert seen["width"] <= 360
+    assert seen["height"] > 100
+    assert seen["drawn"] > 0
+    assert len(seen["marks"]) == len(Marks(page).found)
+    data = json.loads(result.to_json())
+    for of, at, value in seen["marks"]:
+        wanted = looked_up(data, of, [int(i) for i in at.split(",")])
+        assert (None if value == "" else float(value)) == wanted
+    if name.startswith("attention"):
+        assert any(of == "norm_weighted" and at.startswith("1,1,") for of, at, _ in seen["marks"])
+    _, errors = browse(tmp_path, "page.html")
+    assert errors == []
+
+
+def browse(folder: Path, page: str) -> tuple[str, list[str]]:
+    """A page's document as Chromium leaves it, and what its console said."""
+    command = [
+        str(chromium()),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"),
+        *("--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND"),
+        *(f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"),
+        (folder / page).as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
