@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bertkit import runtime
-from bertkit.errors import TrainingError
+from bertkit.errors import TrainingError, UsageError
 from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe, dump_recipe
 from bertkit.train.finetune_end import finish
@@ -48,7 +48,7 @@ MOST_SKIPS = 25
 
 def finetune(
     task: str,
-    model: str | Path,
+    model: str | Path | None,
     train: str | Path,
     dev: str | Path | None,
     test: str | Path | None,
@@ -89,9 +89,12 @@ def finetune(
     out = Path(out)
     files = Files(*(None if path is None else Path(path) for path in (train, dev, test)))  # type: ignore[arg-type]
     recipe = msgspec.convert(msgspec.to_builtins(recipe or FinetuneRecipe()), FinetuneRecipe)
-    recipe.model.init = str(model)
+    if model is not None:
+        recipe.model.init = str(model)
     saved = out / "recipe.toml" if resume else None
     recipe = resolve(task, recipe, dev is not None, saved)
+    if recipe.model.init is None:
+        raise UsageError("name the model to begin with, or set model.init")
     with ExitStack() as stack:
         machine = stack.enter_context(runtime.start(device, recipe.train.precision))
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))
@@ -249,8 +252,8 @@ def _after_step(run: TaskRun, result: StepResult, epoch_ended: bool) -> None:
     """Show, evaluate, save, as due."""
     state, train = run.state, run.recipe.train
     run.stop = result.stop
-    speed = state.examples / max(run.budget.seconds, 1e-9)
-    text = f"step {state.step:,}  loss {state.loss_mean:.3f}  {speed:,.1f} examples/s  "
+    text = f"step {state.step:,}  loss {state.loss_mean:.3f}  "
+    text += f"{run.budget.examples_per_second(state):,.1f} examples/s  "
     text += f"{run.budget.tokens_per_second(state):,.0f} tokens/s"
     run.progress.update(min(state.progress, 1.0), text, run.budget.seconds_left(state))
     due = epoch_ended
@@ -271,6 +274,8 @@ def _evaluate(run: TaskRun) -> None:
     better = take_figures(run, figures)
     if better:
         save_best(run)
+    seconds = time.monotonic() - begin
+    run.budget.measuring += seconds
     state = run.state
     run.log.write("eval", state.step, **figures, examples=state.examples, best=state.best_step)
     told = {name: value for name, value in figures.items() if isinstance(value, float)}
@@ -280,7 +285,7 @@ def _evaluate(run: TaskRun) -> None:
         f"dev at step {state.step:,}: "
         + ", ".join(f"{name} {value:.4f}" for name, value in shown)
         + (" (best so far)" if better else "")
-        + f", {time.monotonic() - begin:.1f} s"
+        + f", {seconds:.1f} s"
     )
     if state.stopped:
         run.progress.say(f"not better for {state.stale} evaluations: stopped")

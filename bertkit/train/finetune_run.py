@@ -18,7 +18,7 @@ from bertkit.checkpoint.store import newest_step, save_step, step_name
 from bertkit.errors import UsageError
 from bertkit.infer.engine import predict_rows
 from bertkit.runtime import Runtime
-from bertkit.settings import FinetuneRecipe
+from bertkit.settings import FinetuneRecipe, TaskTrainSettings
 from bertkit.tasks.task import Task
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.budget import Budget
@@ -73,7 +73,26 @@ class TaskState(RunState):
 
 
 class TaskBudget(Budget):
-    """A budget whose epochs are counted in steps, which hold examples, not tokens."""
+    """A budget whose epochs are counted in steps, which hold examples, not tokens.
+
+    Args:
+        train: exactly one of epochs, steps, minutes is set.
+        state: where the run stands at the start of this sitting.
+        machine: for ranks to agree on the time.
+        begun: time.monotonic() at the start of this sitting.
+    """
+
+    def __init__(
+        self, train: TaskTrainSettings, state: TaskState, machine: Runtime, begun: float
+    ) -> None:
+        super().__init__(train, 0, state, machine, begun)
+        self.examples_before = state.examples
+        self.measuring = 0.0
+
+    def examples_per_second(self, state: TaskState) -> float:
+        """Examples learned from a second over this sitting, evaluations not counted."""
+        seconds = time.monotonic() - self.stepping - self.measuring
+        return (state.examples - self.examples_before) / max(seconds, 1e-9)
 
     def share(self, state: RunState) -> float:
         """The share of the budget that is spent, 0 to 1 (and a little over at the end)."""
@@ -171,7 +190,7 @@ def prepare_run(
         module=wrap(model, objective, machine, wants_compile(recipe, machine)),
         optimizers=optimizers,
         state=state,
-        budget=TaskBudget(train, 0, state, machine, begun),
+        budget=TaskBudget(train, state, machine, begun),
         metric=(train.metric_for_best_model or task.metric).removeprefix("eval_"),
         log=RunLog(out / "log.jsonl", state.step, board, silent=machine.rank > 0),
         progress=progress,

@@ -105,13 +105,23 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "fgm, micro-batches": ("classify", {"train__adversarial": "fgm", "train__micro_tokens": 80}),
     "lora, r-drop": ("classify", {"train__lora_rank": 4, "train__r_drop": 1.0}),
     "oversampled, held out": ("classify", {"data__oversample": 1.0, "data__dev": 0.2}),
-    "augmented tags": ("tag", {"data__augment": "both", "data__max_length": 32}),
+    "crf, augmented": (
+        "tag",
+        {"data__crf": True, "data__augment": "both", "data__max_length": 32},
+    ),
     "answers": ("qa", {"data__max_length": 24, "data__doc_stride": 6, "train__layer_decay": 0.9}),
     "choices": ("choose", {"train__freeze_layers": 1}),
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# The others take their turn with -m slow.
+QUICK = ("evaluated often", "fgm, micro-batches", "lora, r-drop", "crf, augmented")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
+)
 def test_interrupted_equals_uninterrupted(
     name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +209,6 @@ def killed_equals_straight(model: Path, folder: Path, kills: int, epochs: int) -
         assert process.wait() == 0, (folder / "straight.err").read_text()
     assert kill_at_random(arguments("broken"), folder / "broken", kills, 10 * epochs) == kills
     assert end_of(folder / "broken") == end_of(folder / "straight")
-
-
-def test_killed_at_random(model: Path, tmp_path: Path) -> None:
-    killed_equals_straight(model, tmp_path, kills=1, epochs=4)
 
 
 @pytest.mark.slow
