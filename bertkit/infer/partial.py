@@ -26,11 +26,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+# What a file is made from, and how it is said that this was not the same.
+_OTHER = {"input": "another input", "model": "another model", "options": "other options"}
+
+
 class Done(msgspec.Struct):
     """FILE.progress.
 
     Attributes:
-        made_from: a checksum of each thing that the file follows from, by its name.
+        made_from: a checksum of each thing that the file follows from: input, model, options.
         rows: how many rows of the input are dealt with.
         size: bytes of FILE.partial that they take.
         dropped: (line, why) of rows that the model could not take.
@@ -104,9 +108,9 @@ class PartialFile:
         if before is None and size and not overwrite:
             what = f"is no part that {self.progress.name} tells of; say --overwrite to begin anew"
             raise DataError(what, self.partial)
-        if before is not None:
+        if before is not None and before.rows:
             self._check(before)
-        if before is not None and size >= before.size:
+        if before is not None and before.rows and size >= before.size:
             self.done = before
         self._file.truncate(self.done.size)
         self._file.seek(self.done.size)
@@ -115,7 +119,7 @@ class PartialFile:
     def _check(self, before: Done) -> None:
         mine = self.done.made_from
         if changed := [name for name in mine if mine[name] != before.made_from.get(name)]:
-            what = f"was begun with another {' and another '.join(changed)}"
+            what = f"was begun with {' and '.join(map(_OTHER.__getitem__, changed))}"
             raise StaleDataError(f"{what}; say --overwrite to begin anew", self.partial)
 
 
@@ -162,7 +166,7 @@ def open_partial(path: Path, made_from: dict[str, str], overwrite: bool) -> Iter
 
     Args:
         path: FILE.
-        made_from: a checksum of each thing that it follows from, by its name.
+        made_from: a checksum of each thing that it follows from: input, model, options.
         overwrite: begin anew, whatever is there.
 
     Raises:

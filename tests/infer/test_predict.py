@@ -203,14 +203,27 @@ def test_what_was_begun_with_something_else_is_refused(tmp_path: Path) -> None:
     other = open_answers(folder("BertForSequenceClassification", **labels("x", "y")), "cpu")
     with pytest.raises(StaleDataError, match=r"out\.csv\.partial: was begun with another model"):
         predict_file(other, path, out)
-    with pytest.raises(StaleDataError, match="another options"):
+    with pytest.raises(StaleDataError, match="was begun with other options"):
         predict_file(answers, path, out, PredictOptions(texts=True))
     text = path.read_text(encoding="utf-8")
     path.write_text(text + "x\tmore\n", encoding="utf-8")
     with pytest.raises(StaleDataError, match="another input; say --overwrite to begin anew"):
         predict_file(answers, path, out)
     assert (tmp_path / "out.csv.partial").read_bytes() == part
+    with pytest.raises(StaleDataError, match="with another input and another model and other op"):
+        predict_file(other, path, out, PredictOptions(texts=True))
     assert predict_file(answers, path, out, PredictOptions(overwrite=True)).rows == ROWS + 1
+
+
+def test_where_nothing_was_done_yet_anything_may_change(tmp_path: Path) -> None:
+    answers, path = prepared(CASES["classify"], tmp_path)
+    out = tmp_path / "out.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        stops_at(patch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(answers, path, out)
+    assert predict_file(answers, path, out, PredictOptions(texts=True)).continued == 0
+    assert out.read_text(encoding="utf-8").startswith("id,text,label,score\n")
 
 
 def test_a_part_without_its_record_is_left_alone(tmp_path: Path) -> None:
