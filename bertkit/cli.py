@@ -65,6 +65,14 @@ VERBS = {
         "bertkit.verbs.predict:predict",
         "Predict for every row of a file; interrupted and run again, it continues.",
     ),
+    "score": (
+        "bertkit.verbs.explain:score",
+        "Score every text of a file: pseudo-log-likelihoods, as JSON lines.",
+    ),
+    "explain": (
+        "bertkit.verbs.explain:app",
+        "Look inside a model: vectors, layers, heads, scores. Each verb has its own --help.",
+    ),
     "doctor": (
         "bertkit.verbs.doctor:doctor",
         "Show what this machine can do or, with a MODEL, what that model holds.",

@@ -140,7 +140,9 @@ def test_flags_may_be_written_with_dashes() -> None:
 def test_the_line_of_a_verb_is_the_first_of_its_docstring(verb: str) -> None:
     place, line = cli.VERBS[verb]
     module, _, name = place.partition(":")
-    assert getattr(import_module(module), name).__doc__.split("\n")[0] == line
+    found = getattr(import_module(module), name)
+    told = found.help if isinstance(found, App) else found.__doc__
+    assert told.split("\n")[0] == line
 
 
 def test_main_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

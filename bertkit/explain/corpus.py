@@ -111,9 +111,8 @@ def _batch(
     for number, whole in part:
         ids = np.array(whole[:room])
         draws = uniform(seed, number, np.arange(len(ids)))
-        draws[np.isin(ids, special)] = np.inf
+        draws[np.isin(ids, special)] = np.inf  # never below any bound
         chosen = np.flatnonzero(draws < max(probability, draws.min(initial=np.inf) + 1e-12))
-        chosen = chosen[np.isfinite(draws[chosen])]
         positions += (start + 1 + chosen).tolist()
         labels += ids[chosen].tolist()
         ids[chosen] = mask

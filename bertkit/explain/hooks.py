@@ -164,7 +164,7 @@ def _behind(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 
 @contextmanager
-def restored(*parameters: nn.Parameter) -> Iterator[None]:
+def restored(*parameters: Tensor) -> Iterator[None]:
     """Inside, the numbers of these parameters may be changed in place; they come back exactly."""
     once = {id(parameter): parameter for parameter in parameters}
     before = {key: parameter.detach().clone() for key, parameter in once.items()}

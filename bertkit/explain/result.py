@@ -66,7 +66,8 @@ class Result(ABC):
         told = json.dumps({"verb": self.verb, **_without_arrays(rest, arrays)}, ensure_ascii=False)
         # numpy would add an extension to a name without one.
         with open(path, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, json=np.array(told), **arrays)
+            everything: dict[str, Any] = {"json": np.array(told), **arrays}
+            np.savez_compressed(file, **everything)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """One file that needs no network: pictures, and the numbers of `to_dict` inside."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,10 +72,10 @@ def test_norm_weighted_is_kobayashis_formula_and_adds_up_to_the_output() -> None
             torch.testing.assert_close(total, context, rtol=1e-9, atol=1e-9)
 
 
-def sum_of_heads(layer: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    attention_of: torch.nn.Module = layer.attention  # type: ignore[assignment]
-    context = attention_of.self(hidden)[0]  # type: ignore[operator]
-    return context[0] @ attention_of.output.dense.weight.T  # type: ignore[no-any-return, union-attr, operator]
+def sum_of_heads(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    context = layer.attention.self(hidden)[0][0]
+    found: torch.Tensor = context @ layer.attention.output.dense.weight.T
+    return found
 
 
 def test_figures_of_heads_by_brute_force() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def test_the_trace_is_the_hidden_states_and_maps_of_transformers() -> None:
 
 def test_captured_states_are_those_of_a_plain_hook_bit_for_bit() -> None:
     batch = opened().read(TEXT).batch()
-    layer = opened().encoder.encoder.layer[0]
+    layer: Any = opened().encoder.encoder.layer[0]
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
     with (
@@ -53,7 +55,7 @@ def test_captured_states_are_those_of_a_plain_hook_bit_for_bit() -> None:
 
 def test_every_site_is_what_its_name_says() -> None:
     sites = [Site(kind, 1) for kind in KINDS]  # type: ignore[arg-type]
-    layer = opened().encoder.encoder.layer[0]
+    layer: Any = opened().encoder.encoder.layer[0]
     with still(opened().model), capture(opened().encoder, sites) as kept:
         states = trace(opened().encoder, opened().read(TEXT).batch(), want_maps=True)
         at = {site.kind: tensors[0] for site, tensors in kept.items()}
@@ -88,7 +90,7 @@ def test_each_site_can_be_changed_and_afterwards_nothing_is_changed() -> None:
 
 
 def test_a_head_whose_context_is_zero_is_a_head_without_its_columns_of_the_output() -> None:
-    layer = opened().encoder.encoder.layer[1]
+    layer: Any = opened().encoder.encoder.layer[1]
     weight = layer.attention.output.dense.weight
     size = weight.shape[1] // 2
 

@@ -61,7 +61,8 @@ class Marks(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.found: list[tuple[str, list[int], float | None]] = []
-        self.text, self.inside, self.addresses = "", False, []
+        self.text, self.inside = "", False
+        self.addresses: list[Any] = []
         self.feed(page)
         self.data = json.loads(self.text)
 

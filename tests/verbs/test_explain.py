@@ -1,0 +1,175 @@
+"""`bertkit explain` and `bertkit score` from the command line: files, formats, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bertkit.cli import main
+from tests.tasks import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    return str(tiny.folder("BertForMaskedLM"))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    path = tmp_path / "texts.txt"
+    lines = ["the cat sat on the mat", "", "我爱北京", *["a dog ran in the park"] * 20]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert main([*arguments, "--json", "--quiet", "--device", "cpu"]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_one_text_in_every_verb(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masked = "The cat [MASK] on the mat."
+    found = run(capsys, "explain", "vector", model, masked, "--top", "3")
+    assert len(found["positions"][0]["nearest"][0]) == 3
+    found = run(capsys, "explain", "lens", model, masked, "--target", "sat")
+    assert found["positions"][0]["target"] == "sat"
+    found = run(capsys, "explain", "lens", model, "the cat the", "--word", "#2")
+    assert found["tokens"][3] == "[the]"
+    found = run(capsys, "explain", "attention", model, "the cat", "--pair", "我爱")
+    assert found["tokens"] == ["[CLS]", "the", "cat", "[SEP]", "我", "爱", "[SEP]"]
+    page, arrays = tmp_path / "p.html", tmp_path / "a.npz"
+    flags = ("--html", str(page), "--npz", str(arrays))
+    found = run(capsys, "explain", "score", model, "the cat", *flags)
+    assert found["text"] == "the cat"
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    with np.load(arrays) as kept:
+        assert json.loads(str(kept["json"]))["score"] == found["score"]
+
+
+def test_files_in_every_verb(
+    model: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("vector", "lens", "attention", "score"):
+        found = run(capsys, "explain", verb, model, "--file", texts)
+        assert found["verb"] == verb
+        assert found.get("texts", 22) == 22
+    out = tmp_path / "scores.jsonl"
+    told = run(capsys, "score", model, texts, "--out", str(out))
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert told["texts"] == len(rows) == 22
+    assert [word["word"] for word in rows[1]["words"]] == ["我", "爱", "北", "京"]
+    assert main(["score", model, texts, "--device", "cpu", "--quiet"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+
+
+def test_a_tuned_lens_is_trained_and_used(
+    model: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "lens.safetensors")
+    told = run(capsys, "explain", "tune-lens", model, texts, "--out", out, "--steps", "3")
+    assert told["steps"] == 3
+    found = run(capsys, "explain", "lens", model, "the [MASK]", "--tuned", out)
+    assert found["tuned"]
+    assert main(["explain", "tune-lens", model, texts, "--out", out]) == 2
+    assert "overwrite" in capsys.readouterr().err
+
+
+def test_minimal_pairs_from_a_file(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("good,bad\nthe cat ran,cat the ran\na dog,dog a\n", encoding="utf-8")
+    assert run(capsys, "explain", "pairs", model, str(path))["pairs"] == 2
+
+
+def test_tables_are_for_people(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "score", model, "The Café ran", "--device", "cpu"]) == 0
+    assert "Café" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lens", "MODEL"], "one text"),
+        (["lens", "MODEL", "a [MASK]", "--file", "FILE"], "one text"),
+        (["vector", "MODEL", "a [MASK]", "--top", "0"], "--top 0"),
+        (["score", "MODEL", "a", "--out", "x.jsonl"], "--out goes with --file"),
+        (["score", "MODEL", "a", "--html", "FILE"], "exists"),
+        (["lens", "MODEL", "a [MASK]", "--word", "a", "--target", "b"], "its own target"),
+        (["pairs", "MODEL", "FILE", "--good", "a"], "both columns"),
+        (["score", "MODEL", "a", "--method", "guess"], "guess"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    model: str, texts: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {"MODEL": model, "FILE": texts}
+    assert main(["explain", *(known.get(word, word) for word in arguments), "--quiet"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_bad_input_is_one_line_and_status_1(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["lens", model, "no mask here"],
+        ["lens", model, "the cat", "--word", "dog"],
+        ["lens", model, "--file", str(tmp_path / "none.txt")],
+        ["lens", model, "a [MASK]", "--tuned", str(tmp_path / "none.safetensors")],
+        ["attention", model, " "],
+    ):
+        assert main(["explain", *arguments, "--quiet", "--device", "cpu"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+
+
+def test_an_interrupted_run_leaves_no_half_file_under_the_name(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "the cat"}\n{"no": 1}\n', encoding="utf-8")
+    assert main(["score", model, str(path), "--out", str(out), "--quiet"]) == 1
+    assert "bad.jsonl:2" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("verb", ["vector", "lens", "tune-lens", "attention", "score", "pairs"])
+def test_every_verb_has_help_with_the_common_flags(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    for flag in ("--json", "--quiet", "--device", "MODEL"):
+        assert flag in out
+
+
+def test_help_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from bertkit.cli import main; main(['explain', 'lens', '--help']);"
+        "import bertkit.explain;"
+        "print(*(m for m in ('torch', 'numpy', 'tokenizers', 'pyarrow') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+
+
+def test_every_public_name_resolves() -> None:
+    import bertkit.explain as explain
+
+    assert explain.__all__ == sorted(explain.HOMES)
+    for name in explain.__all__:
+        assert getattr(explain, name).__name__ == name
+    assert not hasattr(explain, "nothing")
