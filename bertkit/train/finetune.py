@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bertkit import runtime
-from bertkit.errors import TrainingError, UsageError
+from bertkit.errors import TrainingError
 from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe, dump_recipe
 from bertkit.train.finetune_end import finish
@@ -93,8 +93,6 @@ def finetune(
         recipe.model.init = str(model)
     saved = out / "recipe.toml" if resume else None
     recipe = resolve(task, recipe, dev is not None, saved)
-    if recipe.model.init is None:
-        raise UsageError("name the model to begin with, or set model.init")
     with ExitStack() as stack:
         machine = stack.enter_context(runtime.start(device, recipe.train.precision))
         progress = stack.enter_context(Progress(quiet or machine.rank > 0))

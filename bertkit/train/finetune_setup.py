@@ -120,6 +120,8 @@ def resolve(task: str, recipe: FinetuneRecipe, has_dev: bool, saved: Path | None
         if recipe == FinetuneRecipe():
             recipe = load_recipe(saved, {}, FinetuneRecipe)
         recipe.model.init = init or recipe.model.init
+    if recipe.model.init is None:
+        raise UsageError("name the model to begin with, or set model.init")
     train = recipe.train
     given = [name for name in BUDGETS if getattr(train, name) is not None]
     if len(given) > 1:

@@ -47,7 +47,7 @@ def evaluate(
     decoding: DecodingOptions | None = None,
     common: Common | None = None,
 ) -> None:
-    """Measure a fine-tuned model on a labelled file."""
+    """Measure a fine-tuned model on a labelled file; with --other compare two."""
     options, reading = options or EvaluateFlags(), reading or ColumnOptions()
     common, decoding = common or Common(), decoding or DecodingOptions()
     from bertkit.infer.evaluate import EvaluateOptions, evaluate_file

@@ -217,7 +217,7 @@ def finetune(
     data: DataFlags | None = None,
     common: Common | None = None,
 ) -> None:
-    """Fine-tune a model on a labelled file."""
+    """Fine-tune a model on a labelled file: classify, regress, tag, qa, choose."""
     common = common or Common()
     training, data = training or TrainingFlags(), data or DataFlags()
     path = find_recipe(options.recipe) if options.recipe else None
