@@ -177,13 +177,14 @@ def test_killed_without_warning_again_and_again(tmp_path: Path) -> None:
         before = read_done(out)
         run = subprocess.Popen([*command, "--out", str(out)])
         while run.poll() is None:
+            time.sleep(0.01)
             done = read_done(out) if progress.exists() else None
             if done is not None and done.rows > (before.rows if before else 0) + 1000:
                 time.sleep(0.05 * kills)
                 os.kill(run.pid, signal.SIGKILL)
                 run.wait()
                 kills += 1
-    assert kills > 2
+    assert kills > 2, kills
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
@@ -423,7 +424,7 @@ def test_memory_of_the_process_is_flat(tmp_path: Path) -> None:
     model = case.model(tmp_path / "model")
     peaks = {}
     for verb in ("predict", "evaluate"):
-        for rows in (2_000, 20_000):
+        for rows in (1_000, 10_000):
             path = write_rows(case, tmp_path, rows)
             extra = ["--out", str(tmp_path / f"{verb}{rows}.jsonl")] if verb == "predict" else []
             code = (
@@ -438,7 +439,7 @@ def test_memory_of_the_process_is_flat(tmp_path: Path) -> None:
             kilobytes, code_of = done.stdout.split()[-2:]
             assert code_of == "0", done.stderr
             peaks[verb, rows] = int(kilobytes) / 1024
-        assert peaks[verb, 20_000] < peaks[verb, 2_000] + 30, peaks
+        assert peaks[verb, 10_000] < peaks[verb, 1_000] + 30, peaks
 
 
 def test_a_text_without_end_is_cut_and_not_refused(tmp_path: Path) -> None:
