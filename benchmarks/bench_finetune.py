@@ -272,13 +272,16 @@ def main(options: Annotated[Options, cyclopts.Parameter(name="*")] = DEFAULTS) -
         return
     specs = chosen(options)
     if options.what == "memory":
-        specs = [s for s in specs if s.name in (options.tasks or finetune_memory.TASKS)]
+        specs = [s for s in specs if s.name in (options.tasks or finetune_memory.ROWS)]
     else:
         specs = [s for s in specs if s.speed_examples]
     jobs = []
     for spec in specs:
-        limit = options.limit or (64 if options.what == "memory" else spec.speed_examples)
-        files = cut_of(replace(options, limit=limit), spec)
+        limit, rows = options.limit or spec.speed_examples, options.dev_limit
+        if options.what == "memory":
+            limit = options.limit or 64
+            rows = rows or finetune_memory.ROWS.get(spec.name, 0)
+        files = cut_of(replace(options, limit=limit, dev_limit=rows), spec)
         jobs.append(Job(spec, files, *model_of(options, spec)))
     if options.what == "memory":
         finetune_memory.measure(
