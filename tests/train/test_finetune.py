@@ -132,6 +132,12 @@ def test_results_and_log_are_in_the_run_folder(
     assert again == result
 
 
+def named(**settings: object) -> FinetuneRecipe:
+    """BERT's own settings, and any model."""
+    tree = {name.replace("__", "."): value for name, value in settings.items()}
+    return load_recipe(None, {"model.init": "any"} | tree, FinetuneRecipe)
+
+
 def test_the_defaults_are_berts(model: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -149,9 +155,9 @@ def test_the_defaults_are_berts(model: Path, texts: tuple[Path, Path], tmp_path:
     assert "labels: " in told
     assert "240 examples of" in told
     for task, rate in (("tag", 3e-5), ("qa", 3e-5), ("regress", 2e-5)):
-        own = module.resolve(task, FinetuneRecipe(), True, None)
+        own = module.resolve(task, named(), True, None)
         assert own.train.learning_rate == rate
-    field = module.resolve("tag", load_recipe(None, {"data.crf": True}, FinetuneRecipe), True, None)
+    field = module.resolve("tag", named(data__crf=True), True, None)
     assert field.train.crf_learning_rate == pytest.approx(100 * 3e-5)
 
 
