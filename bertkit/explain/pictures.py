@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bertkit.explain.result import plain
 
 # Of one Latin character at the pages' 12 pixels; a Chinese one takes two.
-CHARACTER = 6.8
+CHARACTER = 7.6
 CELL = 22
 MOST_LABEL = 22  # Latin characters; longer ones are cut
 Array = NDArray[Any]

@@ -185,7 +185,10 @@ frame.addEventListener("load", () => {
     m => [m.dataset.of, m.dataset.at, m.dataset.value]);
   document.body.textContent = JSON.stringify({
     width: page.documentElement.scrollWidth, drawn: page.querySelectorAll("svg").length,
-    height: page.body.getBoundingClientRect().height, marks});
+    height: page.body.getBoundingClientRect().height, marks,
+    left: Math.min(...[...page.querySelectorAll("svg text")].map(text =>
+      text.getBoundingClientRect().left -
+      text.closest("svg").getBoundingClientRect().left))});
 });
 frame.srcdoc = %s;
 </script>"""
@@ -205,6 +208,7 @@ def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
     seen = json.loads(unescape(re.sub(r"(?s).*<body[^>]*>(.*)</body>.*", r"\1", dom)))
     assert seen["width"] <= 360
     assert seen["height"] > 100
+    assert seen["left"] >= 0  # no label is cut off
     assert seen["drawn"] > 0
     assert len(seen["marks"]) == len(Marks(page).found)
     data = json.loads(result.to_json())
