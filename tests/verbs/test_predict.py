@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -120,7 +121,13 @@ def test_standard_input_is_answered_line_by_line(model: str) -> None:
 def test_an_interrupt_while_waiting_for_input(model: str) -> None:
     command = [sys.executable, "-m", "bertkit", "predict", model, "-", "--quiet"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has had Ctrl-C ignored, here too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         assert run.stdin is not None
         assert run.stdout is not None
