@@ -18,11 +18,9 @@ from typing import Any
 
 import msgspec
 import torch.distributed as dist
-from torch import nn
 
 from bertkit import runtime
 from bertkit.batch import PretrainBatch
-from bertkit.errors import TrainingError
 from bertkit.settings import Recipe, dump_recipe
 from bertkit.train.card import write_result
 from bertkit.train.evaluation import sample_fills
@@ -41,9 +39,7 @@ from bertkit.train.setup import (
 from bertkit.train.state import save_state
 from bertkit.train.step import StepResult, evaluate, flops_per_token, forward_backward
 from bertkit.train.stopping import save_due, stop_signals
-
-# A run that had to skip this many steps in a row is not learning any more.
-MOST_SKIPS = 25
+from bertkit.train.update import update
 
 
 def pretrain(
@@ -136,17 +132,7 @@ def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
     rate = run.optimizers.set_learning_rate(learning_rate_at(state.progress, train))
     seeds = (train.seed, state.step)
     result = forward_backward(run.module, parts, run.machine, seeds, run.asked)
-    parameters = [p for p in run.model.parameters() if p.grad is not None]
-    norm = float(nn.utils.clip_grad_norm_(parameters, train.max_grad_norm or math.inf))
-    bad = state.is_spike(result.loss, train.spike_sigma) or not math.isfinite(norm)
-    if not bad:
-        run.optimizers.step()
-        state.record(result.loss)
-    run.optimizers.zero_grad()
-    state.step += 1
-    state.skipped_in_a_row = state.skipped_in_a_row + 1 if bad else 0
-    if bad:
-        _bad_step(run, result.loss, norm)
+    norm = update(run, result.loss)
     if state.step % run.recipe.log.every_steps == 0 or state.step == 1:
         figures = asdict(result)
         del figures["stop"], figures["tokens"]
@@ -155,21 +141,6 @@ def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
         figures["tokens_per_second"] = result.tokens / (time.monotonic() - begin)
         run.log.write("train", state.step, **figures)
     return result
-
-
-def _bad_step(run: Run, loss: float, norm: float) -> None:
-    state = run.state
-    state.skipped += 1
-    line = f"step {state.step}: loss {loss:.4g}, gradient norm {norm:.4g}: bad"
-    run.log.write("bad_step", state.step, loss=loss, grad_norm=norm, mean=state.loss_mean)
-    if run.recipe.train.on_bad_step == "stop":
-        raise TrainingError(f"{line}; stopped as train.on_bad_step says, checkpoints are untouched")
-    if state.skipped_in_a_row >= MOST_SKIPS:
-        raise TrainingError(
-            f"{line}; {MOST_SKIPS} in a row were skipped, the run is not learning: lower "
-            "train.learning_rate and --resume from the last good checkpoint"
-        )
-    run.progress.say(f"{line}, skipped")
 
 
 def _after_step(run: Run, result: StepResult, max_length: int) -> None:

@@ -17,8 +17,8 @@ FileFormat = Literal["csv", "tsv", "jsonl", "json", "conll", "lines"]
 
 @Parameter(name="*", group="Reading the file")
 @dataclass(kw_only=True)
-class ColumnOptions:
-    """What a file is, where that is not found out."""
+class FileOptions:
+    """What a labelled file is, where that is not found out."""
 
     text_column: Annotated[
         str | None,
@@ -40,9 +40,6 @@ class ColumnOptions:
             name=("--label", "--label_column"), help="The label; the tag (CoNLL); the answers (qa)."
         ),
     ] = None
-    id_column: Annotated[
-        str | None, Parameter(name=("--id", "--id_column"), help="The row's own id.")
-    ] = None
     header: Annotated[
         bool | None,
         Parameter(help="The first line names the columns.", negative="--no_header"),
@@ -56,6 +53,16 @@ class ColumnOptions:
     skip_bad_rows: Annotated[
         bool, Switch, Parameter(help="Count bad rows and go on, instead of stopping at the first.")
     ] = False
+
+
+@Parameter(name="*", group="Reading the file")
+@dataclass(kw_only=True)
+class ColumnOptions(FileOptions):
+    """The same, and which column names the row in the answers."""
+
+    id_column: Annotated[
+        str | None, Parameter(name=("--id", "--id_column"), help="The row's own id.")
+    ] = None
 
     def columns(self) -> Columns:
         """The same, as the reader takes it."""

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from bertkit.errors import UsageError
 from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.verbs.ask import Model
-from bertkit.verbs.columns import FileFormat
+from bertkit.verbs.columns import FileOptions
 from bertkit.verbs.options import Common, Switch
 from bertkit.verbs.pretrain import find_recipe, given_settings
 
@@ -129,7 +129,7 @@ class TrainingFlags:
 
 @Parameter(name="*", group="Reading the files")
 @dataclass(kw_only=True)
-class DataFlags:
+class DataFlags(FileOptions):
     """What the files are, where that is not found out, and how rows are read."""
 
     max_length: Annotated[int | None, Parameter(help="Tokens that are read at once.")] = None
@@ -143,39 +143,6 @@ class DataFlags:
         Literal["BIO", "BIOES", "BMES", "IO", "plain"] | None,
         Parameter(help="The tags that the model learns, whatever the file's."),
     ] = None
-    text_column: Annotated[
-        str | None,
-        Parameter(
-            name=("--text", "--text_column"),
-            help="The text, or the first of a pair; the question (qa). A name, or a number.",
-        ),
-    ] = None
-    pair_column: Annotated[
-        str | None,
-        Parameter(
-            name=("--pair", "--pair_column"),
-            help="The second text; the passage (qa); the question (choose).",
-        ),
-    ] = None
-    label_column: Annotated[
-        str | None,
-        Parameter(
-            name=("--label", "--label_column"), help="The label; the tag (CoNLL); the answers (qa)."
-        ),
-    ] = None
-    header: Annotated[
-        bool | None,
-        Parameter(help="The first line names the columns.", negative="--no_header"),
-    ] = None
-    file_format: Annotated[
-        FileFormat | None, Parameter(help="What the files are, whatever their extension.")
-    ] = None
-    joiner: Annotated[
-        str | None, Parameter(help="What stands between the words of a CoNLL file.")
-    ] = None
-    skip_bad_rows: Annotated[
-        bool | None, Parameter(help="Count bad rows and go on, instead of stopping at the first.")
-    ] = None
 
 
 def overrides(
@@ -187,6 +154,7 @@ def overrides(
         UsageError: a --set without "=", a setting given twice, or two budgets.
     """
     flags = vars(training) | vars(data)
+    flags["skip_bad_rows"] = data.skip_bad_rows or None  # a recipe may ask for it too
     given = [(dotted, flags[flag]) for flag, dotted in SHORT.items()]
     share = _share(options.dev)
     given += [("train.seed", seed), ("data.dev", share)]

@@ -37,7 +37,6 @@ def test_a_pair_has_words_of_both_texts() -> None:
 
 
 def test_chinese_words_through_jieba() -> None:
-    pytest.importorskip("jieba", reason="jieba is not installed")
     sentence = opened().read("我爱北京天安门 [MASK] a", segmenter="jieba")
     assert [word.text for word in sentence.words] == ["我", "爱", "北京", "天安门", "[MASK]", "a"]
     assert sentence.labels[3:5] == ("北", "…京")

@@ -174,5 +174,5 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return {name: grad.clone() for name, grad in found.items() if grad is not None}
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bertkit import BertConfig, BertForMaskedLM, BertModel, BertPreTrainedModel
-from tests.model.peers import KINDS, both, close, folder_of, rows
+from tests.model.peers import KINDS, assert_close, both, folder_of, rows
 
 
 class Scorer(BertPreTrainedModel):
@@ -41,7 +41,7 @@ def test_a_class_of_ones_own_takes_the_encoder_and_keeps_what_its_constructor_ma
     model = Scorer.from_pretrained(folder_of("BertModel"), scale=2.0)
     assert not model.training
     assert model.base_model is model.bert
-    close(model.bert(**rows("none"))[1], theirs(**rows("none"))[1])
+    assert_close(model.bert(**rows("none"))[1], theirs(**rows("none"))[1])
     assert torch.equal(model.temperature, torch.full((3,), 2.5))
     assert model.weights.tolist() == [0, 2, 4]
     assert model.norm.running_var.tolist() == [1, 1, 1]
@@ -69,7 +69,7 @@ def test_what_it_saves_it_opens_again_buffers_and_all(tmp_path: Path, dtype: tor
     assert not again.load_report.unexpected
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
-    close(again(**rows("none")), model(**rows("none")))
+    assert_close(again(**rows("none")), model(**rows("none")))
 
 
 def test_a_loaded_encoder_inside_keeps_its_numbers() -> None:
@@ -83,7 +83,7 @@ def test_a_loaded_encoder_inside_keeps_its_numbers() -> None:
     theirs, ours = both("BertModel")
     for old_way in (True, False):
         model = Around(ours.config, old_way)
-        close(model.bert(**rows("none"))[0], theirs(**rows("none"))[0])
+        assert_close(model.bert(**rows("none"))[0], theirs(**rows("none"))[0])
         assert model.scorer.bias.tolist() == [0, 0, 0]
 
 

@@ -21,7 +21,7 @@ from bertkit.model.heads import (
     BertForNextSentencePrediction,
     BertForPreTraining,
 )
-from tests.model.peers import SETTINGS, both, close, gradients, packed, rows, targets
+from tests.model.peers import SETTINGS, assert_close, both, gradients, packed, rows, targets
 
 KW = SETTINGS | {"max_position_embeddings": 64}
 
@@ -97,10 +97,10 @@ def test_padded_equals_packed_equals_single() -> None:
     with torch.no_grad():
         padded = ours(**inputs).last_hidden_state
         ragged = ours.encode(packed(inputs))
-        close(ragged, padded[real], 1e-6)
+        assert_close(ragged, padded[real], 1e-6)
         for row, length in enumerate(real.sum(1).tolist()):
             one = {name: x[row : row + 1, :length] for name, x in inputs.items()}
-            close(ours(**one).last_hidden_state[0], padded[row, :length], 1e-6)
+            assert_close(ours(**one).last_hidden_state[0], padded[row, :length], 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_logits_at_masked_positions_only_equal_the_full_computation(kind: str, p
         targets["next_sentence_label"] = batch.nsp_labels[:4]
     full = ours(**inputs, **targets).loss
     wanted = gradients(ours, full)
-    close(short, full, 1e-6)
+    assert_close(short, full, 1e-6)
     assert mine.keys() == wanted.keys()
     for name, grad in mine.items():
-        close(grad, wanted[name], 1e-6)
+        assert_close(grad, wanted[name], 1e-6)
 
 
 def test_masked_only_counts_and_sums() -> None:
@@ -212,7 +212,7 @@ def test_the_last_layer_for_readers_equals_the_whole_last_layer(first: bool) -> 
     batch, _ = pretrain_batch(rows("right"))
     readers = batch.readers(first=first)
     with torch.no_grad():
-        close(ours.encode(batch, readers), ours.encode(batch)[readers.rows], 1e-6)
+        assert_close(ours.encode(batch, readers), ours.encode(batch)[readers.rows], 1e-6)
 
 
 def test_logits_at_positions_and_of_pairs_equal_the_padded_call() -> None:
@@ -223,8 +223,8 @@ def test_logits_at_positions_and_of_pairs_equal_the_padded_call() -> None:
     with torch.no_grad():
         out = ours(**inputs)
         real = inputs["attention_mask"].bool()
-        close(ours.mlm_logits_at(batch, positions), out.prediction_logits[real][positions])
-        close(ours.nsp_logits(batch), out.seq_relationship_logits)
+        assert_close(ours.mlm_logits_at(batch, positions), out.prediction_logits[real][positions])
+        assert_close(ours.nsp_logits(batch), out.seq_relationship_logits)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -264,9 +264,9 @@ def test_compiled_equals_eager() -> None:
         layer.compile(dynamic=True)
     for batch, (loss, eager) in zip(batches, wanted, strict=True):
         mine = ours.pretraining_loss(batch)
-        close(mine, loss)
+        assert_close(mine, loss)
         for name, grad in gradients(ours, mine).items():
-            close(grad, eager[name])
+            assert_close(grad, eager[name])
 
 
 def test_the_decoder_is_the_word_embeddings() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bertkit.errors import DataError, UsageError
-from tests.model.peers import BY_TOKEN, KINDS, both, close, rows, targets
+from tests.model.peers import BY_TOKEN, KINDS, assert_close, both, rows, targets
 
 NEUTRAL: dict[str, Any] = {
     "use_cache": False,
@@ -27,8 +27,8 @@ def test_what_says_nothing_is_taken_as_in_transformers(kind: str) -> None:
     for given in (NEUTRAL, {"use_cache": True}, {"use_cache": None}):
         a, b = ours(**inputs, **given), theirs(**inputs, **given)
         assert a.keys() == [name for name in b.keys() if name != "cross_attentions"]
-        close(a[0], b[0])
-        close(a[1], b[1])
+        assert_close(a[0], b[0])
+        assert_close(a[1], b[1])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_square_mask_is_read_as_transformers_reads_its_own() -> None:
     added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     a = ours(**inputs, attention_mask=mask).last_hidden_state
     b = theirs(**inputs, attention_mask=added).last_hidden_state
-    close(a[real], b[real])
+    assert_close(a[real], b[real])
 
 
 def test_other_masks_are_refused_in_one_line() -> None:

@@ -16,7 +16,7 @@ from bertkit import AutoModelForTokenClassification, BertConfig, BertCrfForToken
 from bertkit.checkpoint.report import heads_of
 from bertkit.errors import DataError
 from tests.model import enumeration
-from tests.model.peers import SETTINGS, close, folder_of, packed, rows
+from tests.model.peers import SETTINGS, assert_close, folder_of, packed, rows
 
 BIO = ["O", "B-X", "I-X", "B-Y", "I-Y"]
 NAMES = dict(enumerate(BIO))
@@ -51,7 +51,7 @@ def test_the_loss_is_the_mean_over_rows_with_words(side: str) -> None:
     assert counts[-1] == 0
     found = crf.crf.log_likelihood(emissions, tags, counts)
     assert 0 < (counts > 0).sum() < len(counts)
-    close(out.loss, -found.sum() / (counts > 0).sum())
+    assert_close(out.loss, -found.sum() / (counts > 0).sum())
     out.loss.backward()
     assert crf.crf.transitions.grad is not None
     assert crf.crf.transitions.grad.any()
@@ -67,9 +67,9 @@ def test_the_loss_by_enumeration() -> None:
     out = crf(ids, labels=labels)
     counts = torch.tensor([2])
     wanted = enumeration.log_likelihood(crf.crf, out.logits[0, 1:3], labels[0, 1:3], counts)
-    close(out.loss, -wanted[0])
+    assert_close(out.loss, -wanted[0])
     short = crf(ids, labels=labels, return_dict=False)
-    close(short[0], out.loss)
+    assert_close(short[0], out.loss)
 
 
 def test_decoding_padded_rows() -> None:
@@ -137,7 +137,7 @@ def test_transformers_opens_it_as_a_token_classifier(tmp_path: Path) -> None:
         "crf.transitions", "crf.start_transitions", "crf.end_transitions",
     }  # fmt: skip
     assert not info["missing_keys"]
-    close(theirs.eval()(**inputs).logits, crf(**inputs).logits)
+    assert_close(theirs.eval()(**inputs).logits, crf(**inputs).logits)
     assert theirs.config.id2label == NAMES
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import bertkit
 from bertkit.errors import DataError
-from tests.model.peers import HEADS, KINDS, both, close, rows, targets
+from tests.model.peers import HEADS, KINDS, assert_close, both, rows, targets
 
 DECODERS = ("BertForPreTraining", "BertForMaskedLM")
 
@@ -55,7 +55,7 @@ def test_copies_and_states(kind: str) -> None:
     assert not torch.allclose(fresh(**inputs)[0], wanted)
     fresh.load_state_dict(theirs.state_dict())
     assert torch.equal(fresh(**inputs)[0], wanted)
-    close(ours.to(torch.float64)(**inputs)[0].float(), wanted)
+    assert_close(ours.to(torch.float64)(**inputs)[0].float(), wanted)
     assert ours.half().dtype == torch.float16
     assert ours.device == torch.device("cpu")
     if kind in DECODERS:
@@ -72,8 +72,10 @@ def test_the_parts_have_the_names_that_scripts_use(kind: str) -> None:
     parts = encoder.embeddings
     total = parts.word_embeddings(ids) + parts.token_type_embeddings(types)
     total = parts.dropout(parts.LayerNorm(total + parts.position_embeddings(torch.arange(17))))
-    close(total, parts(ids, types))
-    close(total, encoder(ids, token_type_ids=types, output_hidden_states=True).hidden_states[0])
+    assert_close(total, parts(ids, types))
+    assert_close(
+        total, encoder(ids, token_type_ids=types, output_hidden_states=True).hidden_states[0]
+    )
     names = {name for name, _ in theirs.named_parameters()}
     assert {name for name, _ in ours.named_parameters()} == names
     layer = encoder.encoder.layer[1]
@@ -88,11 +90,11 @@ def test_heads_answer_when_called_by_themselves() -> None:
     state, pooled = ours.bert(**inputs, return_dict=False)
     out = theirs(**inputs)
     words, pairs = ours.cls(state, pooled)
-    close(words, out.prediction_logits)
-    close(pairs, out.seq_relationship_logits)
-    close(ours.bert.pooler(state), pooled)
+    assert_close(words, out.prediction_logits)
+    assert_close(pairs, out.seq_relationship_logits)
+    assert_close(ours.bert.pooler(state), pooled)
     _, masked = both("BertForMaskedLM")
-    close(masked.cls(masked.bert(**inputs)[0]), masked(**inputs).logits)
+    assert_close(masked.cls(masked.bert(**inputs)[0]), masked(**inputs).logits)
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -107,7 +109,7 @@ def test_other_embeddings_keep_the_tie(kind: str) -> None:
     assert ours.get_output_embeddings() is decoder
     assert ours.cls.predictions.bias is decoder.bias
     assert tied(ours)
-    close(ours(**rows("none"))[0], ours.cls.predictions(ours.bert(**rows("none"))[0]))
+    assert_close(ours(**rows("none"))[0], ours.cls.predictions(ours.bert(**rows("none"))[0]))
     with pytest.raises(TypeError, match="has a bias"):
         ours.set_output_embeddings(nn.Linear(48, 211, bias=False))
     _, loose = both(kind, tie_word_embeddings=False)

@@ -20,8 +20,8 @@ from tests.model.peers import (
     KINDS,
     SIDES,
     as_designed,
+    assert_close,
     both,
-    close,
     folder_of,
     gradients,
     rows,
@@ -33,7 +33,7 @@ LOGITS = ("logits", "prediction_logits", "seq_relationship_logits", "start_logit
 MAPS = {"output_attentions": True, "output_hidden_states": True}
 
 
-def compare(ours: Any, theirs: Any, mask: Tensor) -> None:
+def assert_outputs_equal(ours: Any, theirs: Any, mask: Tensor) -> None:
     """All that two outputs hold: equal at real tokens, zero (or lowest) at padding."""
     real = mask.flatten(0, -2).bool()
     # Encoders of transformers 5 add an empty tuple for a decoder's attention.
@@ -45,32 +45,32 @@ def compare(ours: Any, theirs: Any, mask: Tensor) -> None:
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         if a.shape[:2] != real.shape or mask.dim() > 2:
-            close(a, b)
+            assert_close(a, b)
             continue
-        close(a[real], b[real])
+        assert_close(a[real], b[real])
         lowest = torch.finfo(a.dtype).min if name in ("start_logits", "end_logits") else 0.0
         assert bool((a[~real] == lowest).all())
     for a, b in zip(ours.get("hidden_states", ()), theirs.get("hidden_states", ()), strict=True):
-        close(a[real], b[real])
+        assert_close(a[real], b[real])
         assert not a[~real].any()
     pairs = real[:, None, :, None] & real[:, None, None, :]
     for a, b in zip(ours.get("attentions", ()), theirs.get("attentions", ()), strict=True):
-        close(a, b * pairs)
+        assert_close(a, b * pairs)
     if theirs.get("loss") is not None:
-        close(ours.loss, theirs.loss)
+        assert_close(ours.loss, theirs.loss)
 
 
-def compare_calls(kind: str, inputs: dict[str, Tensor], **settings: Any) -> None:
+def assert_calls_equal(kind: str, inputs: dict[str, Tensor], **settings: Any) -> None:
     """Outputs, loss, hidden states, maps and gradients, with labels; and outputs without."""
     theirs, ours = both(kind, **settings)
     mask = inputs["attention_mask"]
     as_designed(theirs, mask)
     labels = targets(kind, inputs)
     a, b = ours(**inputs, **labels, **MAPS), theirs(**inputs, **labels, **MAPS)
-    compare(a, b, mask)
+    assert_outputs_equal(a, b, mask)
     plain = ours(**inputs, **labels)
     for name in plain.keys():
-        close(plain[name], a[name])
+        assert_close(plain[name], a[name])
     if not labels:
         slope = torch.linspace(-1, 1, a.last_hidden_state.numel()).view_as(a.last_hidden_state)
         slope = slope * mask[..., None]
@@ -81,25 +81,25 @@ def compare_calls(kind: str, inputs: dict[str, Tensor], **settings: Any) -> None
         mine = gradients(ours, plain.loss)
     assert mine.keys() == wanted.keys()
     for name, grad in mine.items():
-        close(grad, wanted[name])
+        assert_close(grad, wanted[name])
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_equals_transformers_whatever_the_padding(kind: str, side: str) -> None:
-    compare_calls(kind, rows(side, kind=kind))
+    assert_calls_equal(kind, rows(side, kind=kind))
 
 
 @pytest.mark.parametrize("lengths", [(1, 1), (3, 1), (33, 7)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_equals_transformers_at_any_length(kind: str, lengths: tuple[int, ...]) -> None:
-    compare_calls(kind, rows("right", lengths, kind))
+    assert_calls_equal(kind, rows("right", lengths, kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_equals_transformers_at_512(kind: str) -> None:
     lengths = (512, 77) if kind == "BertForMultipleChoice" else (512,)
-    compare_calls(kind, rows("right", lengths, kind), num_hidden_layers=1)
+    assert_calls_equal(kind, rows("right", lengths, kind), num_hidden_layers=1)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -107,9 +107,11 @@ def test_without_padding_nothing_has_to_be_redefined(kind: str) -> None:
     theirs, ours = both(kind)
     inputs = rows("none", kind=kind)
     labels = targets(kind, inputs)
-    compare(ours(**inputs, **labels), theirs(**inputs, **labels), inputs["attention_mask"])
+    assert_outputs_equal(
+        ours(**inputs, **labels), theirs(**inputs, **labels), inputs["attention_mask"]
+    )
     del inputs["attention_mask"]
-    close(ours(**inputs, **labels).loss, theirs(**inputs, **labels).loss)
+    assert_close(ours(**inputs, **labels).loss, theirs(**inputs, **labels).loss)
 
 
 def test_pooling_under_left_padding_is_where_we_differ() -> None:
@@ -121,8 +123,8 @@ def test_pooling_under_left_padding_is_where_we_differ() -> None:
         left[name] = torch.stack([x.roll(n) for x, n in zip(right[name], shifts, strict=True)])
     positions = torch.stack([torch.arange(17).roll(n) for n in shifts])
     wanted = theirs(**right).logits
-    close(ours(**right).logits, wanted)
-    close(ours(**left, position_ids=positions).logits, wanted)
+    assert_close(ours(**right).logits, wanted)
+    assert_close(ours(**left, position_ids=positions).logits, wanted)
     assert not torch.allclose(theirs(**left, position_ids=positions).logits, wanted, atol=1e-3)
 
 
@@ -134,13 +136,15 @@ def test_positions_segments_and_vectors_equal_transformers(kind: str) -> None:
     generator = torch.Generator().manual_seed(3)
     inputs["position_ids"] = torch.randint(0, 512, mask.shape, generator=generator)
     as_designed(theirs, mask)
-    compare(ours(**inputs), theirs(**inputs), mask)
+    assert_outputs_equal(ours(**inputs), theirs(**inputs), mask)
     del inputs["position_ids"], inputs["token_type_ids"]
-    compare(ours(**inputs), theirs(**inputs), mask)
+    assert_outputs_equal(ours(**inputs), theirs(**inputs), mask)
     ids = inputs.pop("input_ids")
     vectors = ours.get_input_embeddings()(ids) * 1.1
     shared = vectors.detach().requires_grad_()
-    compare(ours(**inputs, inputs_embeds=shared), theirs(**inputs, inputs_embeds=shared), mask)
+    assert_outputs_equal(
+        ours(**inputs, inputs_embeds=shared), theirs(**inputs, inputs_embeds=shared), mask
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -153,7 +157,9 @@ def test_the_kind_of_mask_does_not_matter(kind: str) -> None:
     for same in (mask.bool(), mask.float(), mask.to(torch.uint8), mask.to(torch.int32)):
         assert torch.equal(ours(**inputs, attention_mask=same)[0], wanted)
     for same in (mask.bool(), mask.float()):
-        compare(ours(**inputs, attention_mask=same), theirs(**inputs, attention_mask=same), mask)
+        assert_outputs_equal(
+            ours(**inputs, attention_mask=same), theirs(**inputs, attention_mask=same), mask
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,7 +176,7 @@ def test_tuples_stand_in_the_order_of_transformers(kind: str) -> None:
         for mine, other in zip(a, b, strict=True):
             pair = (mine, other) if isinstance(mine, tuple) else ((mine,), (other,))
             for x, y in zip(*pair, strict=True):
-                close(x, y)
+                assert_close(x, y)
     named = ours(**inputs)
     assert torch.equal(named[0], named[named.keys()[0]])
     assert torch.equal(named[0], getattr(named, named.keys()[0]))
@@ -218,7 +224,7 @@ def test_rows_wholly_padded_are_zeros_never_nan(kind: str, empty: list[int]) -> 
             **{name: x[full] for name, x in labels.items()},
         )
         for name in alone.keys():
-            close(out[name] if name == "loss" else out[name][full], alone[name])
+            assert_close(out[name] if name == "loss" else out[name][full], alone[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,7 +286,7 @@ def test_transformers_opens_what_we_save_with_the_same_numbers(kind: str, tmp_pa
     assert not any(info.values()), info
     inputs = masked("right", kind)
     as_designed(theirs.eval(), inputs["attention_mask"])
-    compare(ours(**inputs), theirs(**inputs), inputs["attention_mask"])
+    assert_outputs_equal(ours(**inputs), theirs(**inputs), inputs["attention_mask"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,8 +19,8 @@ from tests.model.peers import (
     BY_TOKEN,
     POOLED,
     SETTINGS,
+    assert_close,
     both,
-    close,
     folder_of,
     gradients,
     packed,
@@ -52,21 +52,21 @@ def test_every_kind_of_label_equals_transformers(case: str) -> None:
     inputs = rows("right")
     a, b = ours(**inputs, labels=labels), theirs(**inputs, labels=labels)
     assert ours.config.problem_type == theirs.config.problem_type == kind
-    close(a.loss, b.loss)
-    close(a.logits, b.logits)
+    assert_close(a.loss, b.loss)
+    assert_close(a.logits, b.logits)
     wanted = gradients(theirs, b.loss)
     for name, grad in gradients(ours, a.loss).items():
-        close(grad, wanted[name])
+        assert_close(grad, wanted[name])
 
 
 def test_whole_numbers_are_good_targets_of_regression_and_many_labels() -> None:
     _, ours = both(SEQUENCE, num_labels=1)
     inputs = rows("right")
     whole = ours(**inputs, labels=torch.tensor([3, 0, 2, 5])).loss
-    close(whole, ours(**inputs, labels=torch.tensor([3.0, 0.0, 2.0, 5.0])).loss)
+    assert_close(whole, ours(**inputs, labels=torch.tensor([3.0, 0.0, 2.0, 5.0])).loss)
     _, many = both(SEQUENCE, num_labels=3, problem_type="multi_label_classification")
     marks = (floats(4, 3) > 0.5).long()
-    close(many(**inputs, labels=marks).loss, many(**inputs, labels=marks.float()).loss)
+    assert_close(many(**inputs, labels=marks).loss, many(**inputs, labels=marks.float()).loss)
 
 
 BAD: dict[str, tuple[str, dict[str, Any], dict[str, Tensor], str]] = {
@@ -139,14 +139,14 @@ def test_the_ragged_call_equals_the_padded_one(kind: str, side: str) -> None:
         wanted = out.logits[real]
     else:
         wanted = out.logits.view(ragged.shape)
-    close(ragged, wanted, 1e-6)
+    assert_close(ragged, wanted, 1e-6)
     slope = torch.linspace(-1, 1, wanted.numel()).view_as(wanted)
     expected = gradients(ours, (wanted * slope).sum())
     for name, grad in gradients(ours, (ragged * slope).sum()).items():
-        close(grad, expected[name], 1e-6)
+        assert_close(grad, expected[name], 1e-6)
     if kind in BY_TOKEN:
         positions = torch.tensor([0, 3, 4, 16, 17, 29, 34])
-        close(ours.ragged(batch, positions), wanted[positions], 1e-6)
+        assert_close(ours.ragged(batch, positions), wanted[positions], 1e-6)
         assert ours.ragged(batch, positions[:0]).shape == (0, wanted.shape[1])
 
 
@@ -158,7 +158,7 @@ def test_losses_of_ragged_logits_are_those_of_the_padded_call(kind: str) -> None
     logits = ours.ragged(packed(inputs))
     if kind == "BertForMultipleChoice":
         logits = logits.view(-1, 2)
-    close(ours.loss(logits, labels), ours(**inputs, labels=labels).loss)
+    assert_close(ours.loss(logits, labels), ours(**inputs, labels=labels).loss)
 
 
 def test_questions_with_fewer_choices_stand_beside_others() -> None:
@@ -170,12 +170,12 @@ def test_questions_with_fewer_choices_stand_beside_others() -> None:
     assert both_questions.logits[1, 2] == 0
     one = ours(**{name: x[:1] for name, x in three.items()}, labels=torch.tensor([2]))
     other = ours(**{name: x[1:, :2] for name, x in three.items()}, labels=torch.tensor([1]))
-    close(both_questions.loss, (one.loss + other.loss) / 2)
-    close(both_questions.logits[1, :2], other.logits[0])
+    assert_close(both_questions.loss, (one.loss + other.loss) / 2)
+    assert_close(both_questions.logits[1, :2], other.logits[0])
     with pytest.raises(DataError, match="labels names a choice that is wholly padded"):
         ours(**three, labels=torch.tensor([0, 2]))
     ignored = ours(**three, labels=torch.tensor([2, -100]))
-    close(ignored.loss, one.loss)
+    assert_close(ignored.loss, one.loss)
     with pytest.raises(DataError, match=r"must be \[B, choices, S\]"):
         ours(**flat)
 
@@ -190,7 +190,7 @@ def test_an_answers_loss_runs_over_real_tokens_only() -> None:
         one = ours(**{name: x[row : row + 1, :length] for name, x in inputs.items()})
         sums.append(F.cross_entropy(one.start_logits, start[row : row + 1]))
         sums.append(F.cross_entropy(one.end_logits, end[row : row + 1]))
-    close(loss, torch.stack(sums).mean())
+    assert_close(loss, torch.stack(sums).mean())
     logits = ours(**inputs).start_logits
     assert (logits.argmax(1) < torch.tensor([17, 12, 1, 5])).all()
 
@@ -201,13 +201,13 @@ def test_answers_outside_the_input_count_nowhere() -> None:
     start, end = torch.tensor([3, 17, 99, 0]), torch.tensor([5, 6, 99, -1])
     answers = {"start_positions": start, "end_positions": end}
     found = ours(**inputs, **answers).loss
-    close(found, theirs(**inputs, **answers).loss)
+    assert_close(found, theirs(**inputs, **answers).loss)
     columns = {name: x.unsqueeze(1) for name, x in answers.items()}
-    close(ours(**inputs, **columns).loss, found)
+    assert_close(ours(**inputs, **columns).loss, found)
     # No start is inside: what is left is half the loss of the ends, where transformers has NaN.
     answers["start_positions"] = torch.tensor([17, 30, 99, 21])
     out = ours(**inputs, **answers)
-    close(out.loss * 2, F.cross_entropy(out.end_logits[[0, 1, 3]], torch.tensor([5, 6, 0])))
+    assert_close(out.loss * 2, F.cross_entropy(out.end_logits[[0, 1, 3]], torch.tensor([5, 6, 0])))
 
 
 def test_answers_at_padding_count_nowhere() -> None:
@@ -216,7 +216,7 @@ def test_answers_at_padding_count_nowhere() -> None:
     at_padding = torch.tensor([3, 12, 5, 5])
     inputs |= {"start_positions": at_padding, "end_positions": at_padding + 1}
     first = {name: x[:1] for name, x in inputs.items()}
-    close(ours(**inputs).loss, ours(**first).loss)
+    assert_close(ours(**inputs).loss, ours(**first).loss)
 
 
 def test_the_classifiers_dropout_is_its_own() -> None:

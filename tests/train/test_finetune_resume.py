@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -14,19 +13,16 @@ from typing import Any
 
 import pytest
 
-from bertkit.checkpoint.store import newest_step
 from bertkit.settings import FinetuneRecipe
 from bertkit.train import finetune as finetune_module
 from bertkit.train import finetune_card
 from bertkit.train.finetune import finetune
-from bertkit.train.finetune_step import StepResult
 from bertkit.train.log import read_log
-from bertkit.train.state import OPTIMIZER_NAME
+from tests.train.interrupting import Killed, at_step, end_of, kill, terminate
 from tests.train.small_tasks import quick, write_files, write_model
 
 ROOT = Path(__file__).parents[2]
 module: Any = finetune_module
-CLOCKS = {"seconds", "tokens_per_second", "examples_per_second"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +35,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL inside this process: nothing is caught, nothing is saved."""
-
-
 def run(
     task: str, places: tuple[Path, Path, Path], out: Path, recipe: FinetuneRecipe, resume: bool
 ) -> bool:
@@ -52,51 +44,6 @@ def run(
         task, model, train, dev, None, out, recipe, resume=resume, device="cpu", quiet=True
     )
     return not result.interrupted
-
-
-def end_of(out: Path) -> dict[str, Any]:
-    """All that has to be equal at the end of a run."""
-    newest = newest_step(out / "checkpoints")
-    assert newest is not None
-
-    def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    log = [
-        {key: value for key, value in line.items() if key not in CLOCKS}
-        for line in read_log(out / "log.jsonl")
-    ]
-    assert [line["step"] for line in log if line["event"] == "train"][-1] > 1
-    return {
-        "step": newest.name,
-        "weights": digest(newest / "model.safetensors"),
-        "optimizer": digest(newest / OPTIMIZER_NAME),
-        "model": digest(out / "model" / "model.safetensors"),
-        "log": log,
-    }
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Do something in the middle of a step, once."""
-    sound = module.forward_backward
-    done: list[int] = []
-
-    def wrapped(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
-        if seeds[1] == step and not done:
-            done.append(step)
-            action()
-        result: StepResult = sound(network, parts, machine, seeds, stop)
-        return result
-
-    monkeypatch.setattr(module, "forward_backward", wrapped)
-
-
-def kill() -> None:
-    raise Killed
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -132,10 +79,10 @@ def test_interrupted_equals_uninterrupted(
     assert run(task, places, tmp_path / "straight", recipe, False)
     out = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        at_step(patch, 4, terminate)  # told to stop: saves at step 6
+        at_step(module, patch, 4, terminate)  # told to stop: saves at step 6
         assert not run(task, places, out, recipe, False)
     with monkeypatch.context() as patch:
-        at_step(patch, 10, kill)  # killed: goes on from step 9
+        at_step(module, patch, 10, kill)  # killed: goes on from step 9
         with pytest.raises(Killed):
             run(task, places, out, recipe, True)
     assert run(task, places, out, recipe, True)

@@ -15,8 +15,8 @@ from bertkit.train.finetune import finetune
 from bertkit.train.finetune_setup import FinetuneResult
 from bertkit.train.folds import best_run
 from bertkit.train.log import read_log
+from tests.train.interrupting import at_step, terminate
 from tests.train.small_tasks import quick, write_files, write_model
-from tests.train.test_finetune_resume import at_step, terminate
 
 module: Any = finetune_module
 
@@ -34,7 +34,7 @@ def test_seeds_have_a_folder_each_and_a_mean(
     recipe = quick(train__seeds=3, train__seed=5, train__epochs=2)
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        at_step(patch, 7, terminate)  # in the first of the three
+        at_step(module, patch, 7, terminate)  # in the first of the three
         stopped = finetune("classify", model, train, dev, dev, out, recipe, quiet=True)
     assert stopped.interrupted
     assert stopped.model is None

@@ -15,6 +15,7 @@ from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, load_recipe
 from bertkit.text.extend import extend_tokenizer
 from bertkit.train import card
+from bertkit.train import pretrain as pretrain_module
 from bertkit.train.forgetting import before_after_table, old_batches
 from bertkit.train.log import read_log
 from bertkit.train.pretrain import pretrain
@@ -22,7 +23,7 @@ from bertkit.train.setup import PretrainResult, build_loader, open_data, resolve
 from bertkit.train.start import build_model
 from bertkit.train.step import evaluate, wrap
 from tests.train.conftest import TOPICS, small_recipe, topic_words, write_data
-from tests.train.test_resume import Killed, at_step, end_of
+from tests.train.interrupting import Killed, at_step, end_of
 
 CPU = torch.device("cpu")
 MACHINE = Runtime(CPU, torch.float32, 0, 1, 1)
@@ -127,7 +128,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bits(
         train__steps=8, checkpoint__every_steps=3, log__old=[str(old)], train__dropout=0.1
     )
     whole = run(new, tmp_path / "whole", recipe, copy)
-    at_step(monkeypatch, 5, lambda: (_ for _ in ()).throw(Killed()))
+    at_step(pretrain_module, monkeypatch, 5, lambda: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run(new, tmp_path / "killed", recipe, copy)
     shutil.rmtree(copy)  # it has given all that it had
@@ -155,7 +156,7 @@ def test_a_model_with_two_output_biases_goes_on_and_keeps_both(
     model.save_pretrained(copy)
     recipe = small_recipe(train__steps=4, checkpoint__every_steps=2)
     whole = run(new, tmp_path / "whole", recipe, copy)
-    at_step(monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed()))
+    at_step(pretrain_module, monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run(new, tmp_path / "killed", recipe, copy)
     run(new, tmp_path / "killed", Recipe(), None, resume=True)
@@ -170,7 +171,7 @@ def test_killed_before_its_first_checkpoint_it_still_goes_on_from_the_model(
 ) -> None:
     recipe = small_recipe(train__steps=2)
     whole = run(new, tmp_path / "whole", recipe, start)
-    at_step(monkeypatch, 1, lambda: (_ for _ in ()).throw(Killed()))
+    at_step(pretrain_module, monkeypatch, 1, lambda: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run(new, tmp_path / "killed", recipe, start)
     run(new, tmp_path / "killed", Recipe(), None, resume=True)
@@ -184,7 +185,7 @@ def test_other_old_text_is_not_compared(
     copy = tmp_path / "old.txt"
     shutil.copy(old, copy)
     recipe = small_recipe(train__steps=4, checkpoint__every_steps=2, log__old=[str(copy)])
-    at_step(monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed()))
+    at_step(pretrain_module, monkeypatch, 3, lambda: (_ for _ in ()).throw(Killed()))
     with pytest.raises(Killed):
         run(new, tmp_path / "run", recipe, start)
     copy.write_text(old.read_text(encoding="utf-8")[400:], encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -15,20 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from bertkit.checkpoint.store import list_steps, newest_step
+from bertkit.checkpoint.store import list_steps
 from bertkit.settings import Recipe
 from bertkit.train import card
 from bertkit.train import pretrain as pretrain_module
 from bertkit.train.log import Progress, read_log
 from bertkit.train.pretrain import pretrain
 from bertkit.train.state import OPTIMIZER_NAME
-from bertkit.train.step import StepResult
 from tests.train.conftest import small_recipe
+from tests.train.interrupting import Killed, at_step, end_of, kill, terminate
 
 ROOT = Path(__file__).parents[2]
 module: Any = pretrain_module
-# What the clock says differs from run to run.
-CLOCKS = {"seconds", "tokens_per_second", "matrix_peak_flops"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,59 +33,10 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "draw_curves", lambda lines, path: None)
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL inside this process: nothing is caught, nothing is saved."""
-
-
 def run(data: Path, out: Path, recipe: Recipe, resume: bool = False) -> bool:
     """Whether the run came to its end."""
     result = pretrain([data], out, recipe, resume=resume, device="cpu", quiet=True)
     return not result.interrupted
-
-
-def end_of(out: Path) -> dict[str, Any]:
-    """All that has to be equal at the end of a run."""
-    newest = newest_step(out / "checkpoints")
-    assert newest is not None
-
-    def digest(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    log = [
-        {key: value for key, value in line.items() if key not in CLOCKS}
-        for line in read_log(out / "log.jsonl")
-    ]
-    assert [line["step"] for line in log if line["event"] == "train"][-1] > 1
-    return {
-        "step": newest.name,
-        "weights": digest(newest / "model.safetensors"),
-        "optimizer": digest(newest / OPTIMIZER_NAME),
-        "model": digest(out / "model" / "model.safetensors"),
-        "log": log,
-    }
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
-    """Do something in the middle of a step, once."""
-    sound = module.forward_backward
-    done: list[int] = []
-
-    def wrapped(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
-        if seeds[1] == step and not done:
-            done.append(step)
-            action()
-        result: StepResult = sound(network, parts, machine, seeds, stop)
-        return result
-
-    monkeypatch.setattr(module, "forward_backward", wrapped)
-
-
-def kill() -> None:
-    raise Killed
-
-
-def terminate() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -122,10 +70,10 @@ def test_interrupted_equals_uninterrupted(
     assert run(data, tmp_path / "straight", recipe)
     out = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        at_step(patch, 4, terminate)  # told to stop: saves at step 6
+        at_step(module, patch, 4, terminate)  # told to stop: saves at step 6
         assert not run(data, out, recipe)
     with monkeypatch.context() as patch:
-        at_step(patch, 10, kill)  # killed: goes on from step 9
+        at_step(module, patch, 10, kill)  # killed: goes on from step 9
         with pytest.raises(Killed):
             run(data, out, recipe, resume=True)
     assert run(data, out, recipe, resume=True)
@@ -141,7 +89,7 @@ def test_many_short_sittings(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     while not finished:
         with monkeypatch.context() as patch:
             # A signal is told to all ranks with the next step's counts: two steps a sitting.
-            at_step(patch, 2 * sittings, terminate)
+            at_step(module, patch, 2 * sittings, terminate)
             finished = run(data, out, recipe, resume=sittings > 0)
             sittings += 1
     assert sittings == 4
@@ -198,7 +146,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert run(data, tmp_path / "straight", recipe)
     out = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        at_step(patch, 7, kill)
+        at_step(module, patch, 7, kill)
         with pytest.raises(Killed):
             run(data, out, recipe)
     newest = list_steps(out / "checkpoints")[-1]
@@ -219,7 +167,7 @@ def test_other_threads_are_said_to_break_the_bits(
 ) -> None:
     recipe = small_recipe(train__steps=6)
     with monkeypatch.context() as patch:
-        at_step(patch, 2, terminate)
+        at_step(module, patch, 2, terminate)
         assert not run(data, tmp_path, recipe)
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
@@ -237,7 +185,7 @@ def test_a_budget_in_minutes_continues_with_the_minutes_left(
 ) -> None:
     recipe = small_recipe(train__minutes=0.05, log__evals=0)
     with monkeypatch.context() as patch:
-        at_step(patch, 20, terminate)
+        at_step(module, patch, 20, terminate)
         assert not run(data, tmp_path, recipe)
     result = pretrain([data], tmp_path, recipe, resume=True, device="cpu", quiet=True)
     assert not result.interrupted
