@@ -127,10 +127,10 @@ class TrainingFlags:
     ] = None
 
 
-@Parameter(name="*", group="Reading the files")
+@Parameter(name="*", group="Reading the file")
 @dataclass(kw_only=True)
-class DataFlags(FileOptions):
-    """What the files are, where that is not found out, and how rows are read."""
+class DataFlags:
+    """How rows are read."""
 
     max_length: Annotated[int | None, Parameter(help="Tokens that are read at once.")] = None
     doc_stride: Annotated[
@@ -146,15 +146,19 @@ class DataFlags(FileOptions):
 
 
 def overrides(
-    options: FinetuneOptions, training: TrainingFlags, data: DataFlags, seed: int | None
+    options: FinetuneOptions,
+    training: TrainingFlags,
+    data: DataFlags,
+    files: FileOptions,
+    seed: int | None,
 ) -> tuple[dict[str, Any], Path | None]:
     """Every setting that the command line names, by its dotted name; and the dev file, if any.
 
     Raises:
         UsageError: a --set without "=", a setting given twice, or two budgets.
     """
-    flags = vars(training) | vars(data)
-    flags["skip_bad_rows"] = data.skip_bad_rows or None  # a recipe may ask for it too
+    flags = vars(training) | vars(data) | vars(files)
+    flags["skip_bad_rows"] = files.skip_bad_rows or None  # a recipe may ask for it too
     given = [(dotted, flags[flag]) for flag, dotted in SHORT.items()]
     share = _share(options.dev)
     given += [("train.seed", seed), ("data.dev", share)]
@@ -182,17 +186,18 @@ def finetune(
     *,
     options: FinetuneOptions,
     training: TrainingFlags | None = None,
+    files: FileOptions | None = None,
     data: DataFlags | None = None,
     common: Common | None = None,
 ) -> None:
     """Fine-tune a model on a labelled file: classify, regress, tag, qa, choose."""
     common = common or Common()
-    training, data = training or TrainingFlags(), data or DataFlags()
+    training, data, files = training or TrainingFlags(), data or DataFlags(), files or FileOptions()
     path = find_recipe(options.recipe) if options.recipe else None
     saved = options.out / "recipe.toml"
     if path is None and options.resume and saved.is_file():
         path = saved  # a run goes on with its own settings; flags may name what is to change
-    settings, dev = overrides(options, training, data, common.seed)
+    settings, dev = overrides(options, training, data, files, common.seed)
     recipe = load_recipe(path, settings, FinetuneRecipe)
     from bertkit.train.finetune import finetune as train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from bertkit.cli import main
 from bertkit.errors import UsageError
 from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.tasks.load import load
+from bertkit.verbs.columns import FileOptions
 from bertkit.verbs.finetune import (
     BUDGETS,
     SHORT,
@@ -29,6 +30,7 @@ from tests.train.small_tasks import (
     write_texts,
 )
 
+Flags = TypeVar("Flags", TrainingFlags, DataFlags, FileOptions)
 VALUES: dict[str, Any] = {
     "epochs": 1.5,
     "steps": 7,
@@ -67,10 +69,12 @@ def recipe_of(
     seed: int | None = None, dev: str | None = None, set: tuple[str, ...] = (), **flags: Any
 ) -> tuple[FinetuneRecipe, Path | None]:
     options = FinetuneOptions(train=Path("t"), out=Path("o"), dev=dev, set=set)
-    names = {name for name in flags if hasattr(TrainingFlags(), name)}
-    training = TrainingFlags(**{name: flags[name] for name in names})
-    data = DataFlags(**{name: value for name, value in flags.items() if name not in names})
-    settings, path = overrides(options, training, data, seed)
+
+    def of(kind: type[Flags]) -> Flags:
+        return kind(**{name: value for name, value in flags.items() if hasattr(kind(), name)})
+
+    training, data, files = of(TrainingFlags), of(DataFlags), of(FileOptions)
+    settings, path = overrides(options, training, data, files, seed)
     return load_recipe(None, settings, FinetuneRecipe), path
 
 
