@@ -66,7 +66,7 @@ VERBS = {
         "Predict for every row of a file; interrupted and run again, it continues.",
     ),
     "score": (
-        "bertkit.verbs.explain:score",
+        "bertkit.verbs.scoring:score",
         "Score every text of a file: pseudo-log-likelihoods, as JSON lines.",
     ),
     "explain": (

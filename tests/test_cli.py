@@ -17,6 +17,7 @@ from cyclopts import App
 from bertkit import cli
 from bertkit.cli import main, with_underscores
 from bertkit.errors import DataError, UsageError
+from bertkit.verbs import explain
 from bertkit.verbs.options import Common
 
 VERBS = ["vocab", "prepare", "pretrain", "fill", "next", "doctor", "demo"]
@@ -136,9 +137,8 @@ def test_flags_may_be_written_with_dashes() -> None:
     ]
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_the_line_of_a_verb_is_the_first_of_its_docstring(verb: str) -> None:
-    place, line = cli.VERBS[verb]
+@pytest.mark.parametrize(("place", "line"), [*cli.VERBS.values(), *explain.VERBS.values()])
+def test_the_line_of_a_verb_is_the_first_of_its_docstring(place: str, line: str) -> None:
     module, _, name = place.partition(":")
     found = getattr(import_module(module), name)
     told = found.help if isinstance(found, App) else found.__doc__

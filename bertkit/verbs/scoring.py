@@ -1,0 +1,149 @@
+"""`bertkit explain score|pairs` and `bertkit score`: how probable a model finds texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from bertkit.errors import UsageError
+from bertkit.verbs.ask import Model, Revision
+from bertkit.verbs.inside import Text, Where, opened_for
+from bertkit.verbs.options import Common, Switch
+
+if TYPE_CHECKING:
+    from bertkit.explain.result import Result
+
+Method = Literal["within-word", "original"]
+Hiding = Annotated[
+    Method, Parameter(help="within-word hides the rest of a word with a piece; original does not.")
+]
+
+
+def score_inside(
+    model: Model,
+    text: Text = None,
+    /,
+    *,
+    method: Hiding = "within-word",
+    out: Annotated[
+        Path | None, Parameter(help="With --file: a JSON line for each text, with its words.")
+    ] = None,
+    where: Where | None = None,
+    common: Common | None = None,
+) -> None:
+    """How probable the model finds a text, word by word (pseudo-log-likelihood)."""
+    where, common = where or Where(), common or Common()
+    where.check(text, out)
+    if out is not None and text is not None:
+        raise UsageError("--out goes with --file; --json gives the words of one text")
+    from bertkit.explain.scores import score, score_over
+
+    result: Result
+    with opened_for(model, common, where.revision) as opened:
+        if text is not None:
+            result = score(opened, text, method=method)
+        else:
+            with where.texts(common, "scoring") as texts, _lines(out) as take:
+                result = score_over(opened, texts, method=method, take=take)
+        where.give(common, result)
+
+
+@contextmanager
+def _lines(out: Path | None) -> Generator[Callable[[Any], None]]:
+    """A function that writes a text's score as one line of JSON; whole files alone get the name."""
+    if out is None:
+        yield lambda scored: None
+        return
+    beside = out.with_name(out.name + ".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        yield lambda scored: print(json.dumps(scored.to_dict(), ensure_ascii=False), file=file)
+    beside.replace(out)
+
+
+def pairs(
+    model: Model,
+    file: Annotated[str, Parameter(help="CSV, TSV, JSONL or Parquet with two texts a row.")],
+    /,
+    *,
+    good: Annotated[str | None, Parameter(help="The column of the better text.")] = None,
+    bad: Annotated[str | None, Parameter(help="The column of the worse text.")] = None,
+    kind: Annotated[str | None, Parameter(help="The column to count by.")] = None,
+    method: Hiding = "within-word",
+    where: Where | None = None,
+    common: Common | None = None,
+) -> None:
+    """How often the model prefers the better text of a minimal pair."""
+    where, common = where or Where(), common or Common()
+    where.check(file)
+    from bertkit.explain.scores import pairs
+    from bertkit.infer.minimal_pairs import read_pairs
+
+    with (
+        opened_for(model, common, where.revision) as opened,
+        common.progress("scoring", "pairs") as report,
+    ):
+        total = 0 if file == "-" else sum(1 for _ in read_pairs(file, good, bad, kind))
+        rows = _told(read_pairs(file, good, bad, kind), lambda done: report(done, total))
+        result = pairs(opened, rows, method=method)
+    where.give(common, result)
+
+
+def _told(rows: Iterable[Any], tell: Callable[[int], None]) -> Iterator[Any]:
+    done = 0
+    for done, row in enumerate(rows, 1):
+        yield row
+        tell(done)
+    tell(done)
+
+
+def score(
+    model: Model,
+    file: Annotated[
+        list[str],
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Text files (a text a line) or tables; - is standard input.",
+        ),
+    ],
+    /,
+    *,
+    method: Hiding = "within-word",
+    field: Annotated[str, Parameter(help="The column of tables that holds the text.")] = "text",
+    out: Annotated[
+        Path | None, Parameter(help="A JSON line for each text; without it, standard output.")
+    ] = None,
+    overwrite: Annotated[bool, Switch, Parameter(help="Replace the file if it is there.")] = False,
+    revision: Revision = None,
+    common: Common | None = None,
+) -> None:
+    """Score every text of a file: pseudo-log-likelihoods, as JSON lines."""
+    common = common or Common()
+    where = Where(file=file, field=field, overwrite=overwrite, revision=revision)
+    where.check(None, out)
+    from bertkit.explain.scores import score_over
+
+    with (
+        opened_for(model, common, revision) as opened,
+        where.texts(common, "scoring") as texts,
+        _lines(out) if out else _printed() as take,
+    ):
+        result = score_over(opened, texts, method=method, take=take)
+    told = {
+        "texts": len(result.scores),
+        "tokens": int(result.tokens.sum()),
+        "pseudo_perplexity": result.pseudo_perplexity,
+    }
+    line = f"{told['texts']:,} texts, pseudo-perplexity {told['pseudo_perplexity']:.4g}"
+    common.say(line)
+    if common.json:
+        common.show(told)
+
+
+@contextmanager
+def _printed() -> Generator[Callable[[Any], None]]:
+    yield lambda scored: print(json.dumps(scored.to_dict(), ensure_ascii=False))
