@@ -28,7 +28,7 @@ def recipe_of(spec: TaskSpec, seed: int, precision: str) -> FinetuneRecipe:
     recipe = FinetuneRecipe()
     recipe.train.epochs, recipe.train.batch_size = spec.epochs, spec.batch_size
     recipe.train.learning_rate, recipe.train.seed = spec.learning_rate, seed
-    recipe.train.crf_learning_rate = finetune_peer.CRF_FASTER * spec.learning_rate
+    recipe.train.crf_learning_rate = finetune_peer.CRF_RATE
     recipe.train.warmup_ratio = finetune_peer.WARMUP
     recipe.train.weight_decay = finetune_peer.WEIGHT_DECAY
     recipe.train.adam_epsilon = finetune_peer.EPSILON
