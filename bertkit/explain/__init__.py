@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bertkit.explain.attribution import attribute
+    from bertkit.explain.attribution_totals import attribute_over
+    from bertkit.explain.contributions import AttributionOptions
     from bertkit.explain.hooks import Site, capture, changing, restored, state_hash, still, trace
     from bertkit.explain.lenses import lens, lens_over
     from bertkit.explain.maps import attention, attention_over
@@ -19,11 +22,14 @@ if TYPE_CHECKING:
     from bertkit.infer.minimal_pairs import read_pairs
 
 HOMES = {
+    "AttributionOptions": "bertkit.explain.contributions",
     "Site": "bertkit.explain.hooks",
     "Texts": "bertkit.infer.lines",
     "TunedLens": "bertkit.explain.tuned",
     "attention": "bertkit.explain.maps",
     "attention_over": "bertkit.explain.maps",
+    "attribute": "bertkit.explain.attribution",
+    "attribute_over": "bertkit.explain.attribution_totals",
     "capture": "bertkit.explain.hooks",
     "changing": "bertkit.explain.hooks",
     "lens": "bertkit.explain.lenses",
@@ -43,11 +49,14 @@ HOMES = {
 }
 
 __all__ = [
+    "AttributionOptions",
     "Site",
     "Texts",
     "TunedLens",
     "attention",
     "attention_over",
+    "attribute",
+    "attribute_over",
     "capture",
     "changing",
     "lens",

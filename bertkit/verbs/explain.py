@@ -30,6 +30,10 @@ VERBS = {
         "bertkit.verbs.looking:attention",
         "What each head looks at: maps, entropy, distance, norm-weighted, rollout.",
     ),
+    "attribute": (
+        "bertkit.verbs.attributing:attribute",
+        "Which words of the input made the model say that.",
+    ),
     "score": (
         "bertkit.verbs.scoring:score_inside",
         "How probable the model finds a text, word by word (pseudo-log-likelihood).",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +120,27 @@ class Place:
         """
         if self.top < 1:
             raise UsageError(f"--top {self.top}: at least 1 word is shown")
-        word: str | int | None = self.word
-        if self.word is not None and self.word[:1] == "#" and self.word[1:].isdigit():
-            word = int(self.word[1:])
+        word = word_named(self.word)
         return {"word": word, "top_k": self.top, "segmenter": self.segmenter}
+
+
+def word_named(word: str | None) -> str | int | None:
+    """A word as it was given; #3 is its number."""
+    if word is not None and word[:1] == "#" and word[1:].isdigit():
+        return int(word[1:])
+    return word
+
+
+@contextmanager
+def json_lines(out: Path | None) -> Generator[Callable[[Any], None]]:
+    """A function that writes what one text gave as a line of JSON.
+
+    Whole files alone get the name; without one, nothing is written.
+    """
+    if out is None:
+        yield lambda found: None
+        return
+    beside = out.with_name(out.name + ".partial")
+    with beside.open("w", encoding="utf-8") as file:
+        yield lambda found: print(json.dumps(found.to_dict(), ensure_ascii=False), file=file)
+    beside.replace(out)

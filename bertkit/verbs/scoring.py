@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model, Revision
-from bertkit.verbs.inside import Text, Where, opened_for
+from bertkit.verbs.inside import Text, Where, json_lines, opened_for
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
@@ -48,21 +48,9 @@ def score_inside(
         if text is not None:
             result = score(opened, text, method=method)
         else:
-            with where.texts(common, "scoring") as texts, _lines(out) as take:
+            with where.texts(common, "scoring") as texts, json_lines(out) as take:
                 result = score_over(opened, texts, method=method, take=take)
         where.give(common, result)
-
-
-@contextmanager
-def _lines(out: Path | None) -> Generator[Callable[[Any], None]]:
-    """A function that writes a text's score as one line of JSON; whole files alone get the name."""
-    if out is None:
-        yield lambda scored: None
-        return
-    beside = out.with_name(out.name + ".partial")
-    with beside.open("w", encoding="utf-8") as file:
-        yield lambda scored: print(json.dumps(scored.to_dict(), ensure_ascii=False), file=file)
-    beside.replace(out)
 
 
 def pairs(
@@ -130,7 +118,7 @@ def score(
     with (
         opened_for(model, common, revision) as opened,
         where.texts(common, "scoring") as texts,
-        _lines(out) if out else _printed() as take,
+        json_lines(out) if out else _printed() as take,
     ):
         result = score_over(opened, texts, method=method, take=take)
     told = {

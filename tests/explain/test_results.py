@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bertkit.explain.attribution import attribute
+from bertkit.explain.attribution_totals import attribute_over
+from bertkit.explain.contributions import AttributionOptions
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention, attention_over
 from bertkit.explain.page import Section, html_page
@@ -46,6 +49,18 @@ def results() -> dict[str, Result]:
         "attention hostile": attention(opened(double=False), HOSTILE),
         "attention long": attention(opened(), "the cat " * 30),
         "attention over": attention_over(opened(), TEXTS),
+        "attribute": attribute(opened(), TEXT, HOSTILE, word="猫"),
+        "attribute hidden": attribute(
+            labelled("BertForTokenClassification"),
+            HOSTILE,
+            word="猫",
+            options=AttributionOptions("deletion"),
+        ),
+        "attribute over": attribute_over(
+            labelled("BertForSequenceClassification"),
+            TEXTS[:4],
+            options=AttributionOptions("gradient-x-input"),
+        ),
         "score": score(opened(), HOSTILE),
         "score over": score_over(opened(), TEXTS),
         "pairs": pairs(opened(), PAIRS),
@@ -195,7 +210,9 @@ frame.srcdoc = %s;
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("name", ["attention", "attention hostile", "lens", "score", "pairs"])
+@pytest.mark.parametrize(
+    "name", ["attention", "attention hostile", "lens", "score", "pairs", "attribute"]
+)
 def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
     """No console errors, 360 px wide, and after every choice the numbers are the JSON's."""
     result = results()[name]
