@@ -137,12 +137,27 @@ def test_flags_may_be_written_with_dashes() -> None:
     ]
 
 
-@pytest.mark.parametrize(("place", "line"), [*cli.VERBS.values(), *explain.VERBS.values()])
+LINES = [(place, line) for place, line, _ in cli.VERBS.values()] + [*explain.VERBS.values()]
+
+
+@pytest.mark.parametrize(("place", "line"), LINES)
 def test_the_line_of_a_verb_is_the_first_of_its_docstring(place: str, line: str) -> None:
     module, _, name = place.partition(":")
     found = getattr(import_module(module), name)
     told = found.help if isinstance(found, App) else found.__doc__
     assert told.split("\n")[0] == line
+
+
+@pytest.mark.parametrize("verb", [verb for verb in cli.VERBS if verb != "explain"])
+def test_usage_names_what_must_be_given(verb: str) -> None:
+    usage = cli.VERBS[verb][2].split()
+    arguments = cli.app[verb].assemble_argument_collection()
+    must = [argument for argument in arguments if argument.required and argument.show]
+    flags = [word for word in usage if word.startswith("--")]
+    assert sorted(flags) == sorted(a.name for a in must if a.name.startswith("--"))
+    named = [word.rstrip(".") for i, word in enumerate(usage) if not usage[i - 1].startswith("--")]
+    named = [word for word in named if word[0] not in "-["]
+    assert named == [a.name.upper() for a in must if not a.name.startswith("--")]
 
 
 def test_main_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

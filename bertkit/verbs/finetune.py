@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from bertkit.errors import UsageError
-from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.verbs.ask import Model
 from bertkit.verbs.columns import FileOptions
 from bertkit.verbs.options import Common, Switch
@@ -197,6 +196,8 @@ def finetune(
     saved = options.out / "recipe.toml"
     if path is None and options.resume and saved.is_file():
         path = saved  # a run goes on with its own settings; flags may name what is to change
+    from bertkit.settings import FinetuneRecipe, load_recipe
+
     settings, dev = overrides(options, training, data, files, common.seed)
     recipe = load_recipe(path, settings, FinetuneRecipe)
     from bertkit.train.finetune import finetune as train
@@ -222,7 +223,7 @@ def finetune(
 
 def summary(result: FinetuneResult) -> str:
     """The last word for people: what was done, how good it is, where it is."""
-    from bertkit.tasks.outcomes import Table, written
+    from bertkit.tasks.outcomes import Table, led_by, written
 
     minutes = result.seconds / 60
     lines = [f"{result.steps:,} steps, {result.examples:,} examples, {minutes:.1f} minutes"]
@@ -231,7 +232,7 @@ def summary(result: FinetuneResult) -> str:
     if result.stopped_early:
         lines.append(f"stopped early; the best step is {result.best_step:,}")
     columns = {"dev": result.figures, "test": result.test}
-    columns = {name: figures for name, figures in columns.items() if figures}
+    columns = {name: led_by(result.metric, of) for name, of in columns.items() if of}
     names = dict.fromkeys(name for figures in columns.values() for name in figures)
     if names:
         several = {"dev": "figures", "test": "test"} if result.runs else {}
