@@ -14,7 +14,8 @@ import pytest
 import bertkit
 from bertkit.cli import app, with_underscores
 from bertkit.settings import SIZES, FinetuneRecipe, Recipe
-from bertkit.verbs.pretrain import PretrainOptions, find_recipe, overrides
+from bertkit.verbs.pretrain import PretrainOptions, overrides
+from bertkit.verbs.recipes import RunOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -56,17 +57,60 @@ def test_every_command_is_one_that_the_command_line_takes(page: Path) -> None:
                     with_underscores(arguments), exit_on_error=False, print_error=False
                 )
                 if function.__name__ == "pretrain":
-                    check_pretrain(bound.arguments["options"])
+                    check_pretrain(bound.arguments["run"], bound.arguments.get("options"))
             case ["make", target]:
                 assert target in make_targets()
             case _:
                 assert words[:2] == ["pip", "install"], words
 
 
-def check_pretrain(options: PretrainOptions) -> None:
-    overrides(options, None)
-    if options.recipe:
-        find_recipe(options.recipe)
+def check_pretrain(run: RunOptions, options: PretrainOptions | None) -> None:
+    overrides(options or PretrainOptions(), None, run.set)
+    run.file()
+
+
+# Of each small file on the page of formats: for which task, and what its rows are.
+EXAMPLES: dict[str, tuple[str, list[tuple[Any, ...]]]] = {
+    "tickets.csv": ("classify", [("T-17", "It does not print, and blinks.", None),
+                                 ("T-18", "My password is wrong.", None)]),
+    "notes.tsv": ("classify", [("0", "text", "label"), ("1", "that broke off", "label"),
+                               ("2", "of the letter", "text")]),
+    "filme.csv": ("classify", [("0", "Ein schöner Film.", "gut"),
+                               ("1", "Langweilig.", "schlecht")]),
+    "export.txt": ("classify", [("0", "Fast, and well packed.", "good"),
+                                ("1", "It came broken.", "bad")]),
+    "thai.conll": ("tag", [("0", "ฉันอยู่กรุงเทพ", ((7, 14, "LOC"),))]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_small_files_are_read_as_the_page_of_formats_says(
+    language: str, tmp_path: Path
+) -> None:
+    from bertkit.tasks.formats import open_rows
+
+    page = ROOT / "docs" / language / "formats.md"
+    # Prose, kind of block, block, prose, ...: a file's name stands last in the prose before it.
+    pieces = re.split(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), flags=re.M | re.S)
+    files = {
+        re.findall(r"`(\w+\.\w+)`", prose)[-1]: content
+        for prose, kind, content in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=False)
+        if kind in ("csv", "tsv", "conll")
+    }
+    assert files.keys() == EXAMPLES.keys()
+    asked = {words[3]: words for words in commands(page) if words[0] == "bertkit"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        _, bound, _ = app.parse_args(
+            with_underscores(asked[name][1:]), exit_on_error=False, print_error=False
+        )
+        task, expected = EXAMPLES[name]
+        rows = open_rows(tmp_path / name, task, bound.arguments["reading"].columns()).rows()
+        found = [
+            (row.id, row.text, row.entities if task == "tag" else row.label)  # type: ignore
+            for row in rows
+        ]
+        assert found == expected, name
 
 
 @by_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,8 +13,8 @@ from cyclopts import Parameter
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model
 from bertkit.verbs.columns import FileOptions
-from bertkit.verbs.options import Common, Switch
-from bertkit.verbs.pretrain import find_recipe, given_settings
+from bertkit.verbs.options import Common
+from bertkit.verbs.recipes import RunOptions, given_settings
 
 if TYPE_CHECKING:
     from bertkit.train.finetune_setup import FinetuneResult
@@ -55,10 +56,9 @@ SHORT = {
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class FinetuneOptions:
-    """Files, and the run folder."""
+    """What is learned from, and what is measured."""
 
     train: Annotated[Path, Parameter(help="The rows to learn from; the format is found out.")]
-    out: Annotated[Path, Parameter(help="The run folder; its model/ holds the result.")]
     dev: Annotated[
         str | None,
         Parameter(help="Rows to choose the best weights by; or a share of --train, such as 0.1."),
@@ -66,17 +66,6 @@ class FinetuneOptions:
     test: Annotated[
         Path | None, Parameter(help="Rows whose figures the result is reported with.")
     ] = None
-    recipe: Annotated[
-        str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
-    ] = None
-    set: Annotated[
-        tuple[str, ...],
-        Parameter(help="Any setting, as train.warmup_ratio=0.1; may be given again."),
-    ] = ()
-    resume: Annotated[
-        bool, Switch, Parameter(help="Continue from the newest whole checkpoint, if there is one.")
-    ] = False
-    overwrite: Annotated[bool, Switch, Parameter(help="Replace what the run folder holds.")] = False
 
 
 @Parameter(name="*", group="Training")
@@ -149,7 +138,9 @@ def overrides(
     training: TrainingFlags,
     data: DataFlags,
     files: FileOptions,
+    *,
     seed: int | None,
+    sets: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Path | None]:
     """Every setting that the command line names, by its dotted name; and the dev file, if any.
 
@@ -162,7 +153,7 @@ def overrides(
     share = _share(options.dev)
     given += [("train.seed", seed), ("data.dev", share)]
     dev = None if share is not None or options.dev is None else Path(options.dev)
-    return given_settings(options.set, given, BUDGETS), dev
+    return given_settings(sets, given, BUDGETS), dev
 
 
 def _share(dev: str | None) -> float | None:
@@ -184,6 +175,7 @@ def finetune(
     /,
     *,
     options: FinetuneOptions,
+    run: RunOptions,
     training: TrainingFlags | None = None,
     files: FileOptions | None = None,
     data: DataFlags | None = None,
@@ -192,14 +184,10 @@ def finetune(
     """Fine-tune a model on a labelled file: classify, regress, tag, qa, choose."""
     common = common or Common()
     training, data, files = training or TrainingFlags(), data or DataFlags(), files or FileOptions()
-    path = find_recipe(options.recipe) if options.recipe else None
-    saved = options.out / "recipe.toml"
-    if path is None and options.resume and saved.is_file():
-        path = saved  # a run goes on with its own settings; flags may name what is to change
     from bertkit.settings import FinetuneRecipe, load_recipe
 
-    settings, dev = overrides(options, training, data, files, common.seed)
-    recipe = load_recipe(path, settings, FinetuneRecipe)
+    settings, dev = overrides(options, training, data, files, seed=common.seed, sets=run.set)
+    recipe = load_recipe(run.file(), settings, FinetuneRecipe)
     from bertkit.train.finetune import finetune as train
 
     result = train(
@@ -208,10 +196,10 @@ def finetune(
         options.train,
         dev,
         options.test,
-        options.out,
+        run.out,
         recipe,
-        resume=options.resume,
-        overwrite=options.overwrite,
+        resume=run.resume,
+        overwrite=run.overwrite,
         device=common.device,
         quiet=common.quiet,
     )

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from cyclopts import Parameter
 
-from bertkit.errors import UsageError
 from bertkit.settings import Recipe, Size, load_recipe
-from bertkit.verbs.options import Common, Switch
+from bertkit.verbs.options import Common
+from bertkit.verbs.recipes import RunOptions, given_settings
 
 if TYPE_CHECKING:
     from bertkit.train.setup import PretrainResult
 
-# Where packaged recipes lie: inside an installed package, or beside it in a checkout.
-RECIPE_FOLDERS = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[2] / "recipes")
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
 # Short flags and the settings they stand for.
 SHORT = {
@@ -42,12 +40,8 @@ CONTINUING = {"train.optimizer": "adamw"}
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class PretrainOptions:
-    """Where the run goes, and the settings that people change most."""
+    """The settings that people change most."""
 
-    out: Annotated[Path, Parameter(help="The run folder; its model/ holds the result.")]
-    recipe: Annotated[
-        str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
-    ] = None
     init: Annotated[
         str | None, Parameter(help="Go on from this model instead of random weights.")
     ] = None
@@ -55,14 +49,6 @@ class PretrainOptions:
         tuple[str, ...],
         Parameter(help="With --init: text of its old domain, whose loss is watched too."),
     ] = ()
-    set: Annotated[
-        tuple[str, ...],
-        Parameter(help="Any setting, as train.warmup_ratio=0.1; may be given again."),
-    ] = ()
-    resume: Annotated[
-        bool, Switch, Parameter(help="Continue from the newest whole checkpoint, if there is one.")
-    ] = False
-    overwrite: Annotated[bool, Switch, Parameter(help="Replace what the run folder holds.")] = False
     size: Annotated[Size | None, Parameter(help="Size of the network.")] = None
     objective: Annotated[
         Literal["mlm+nsp", "mlm", "mlm+sop"] | None,
@@ -81,22 +67,9 @@ class PretrainOptions:
     minutes: Annotated[float | None, Parameter(help="Budget in minutes of training.")] = None
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path as it is, else a packaged recipe's name.
-
-    Raises:
-        UsageError: there is no such file and no such recipe.
-    """
-    if Path(name).suffix == ".toml" or Path(name).is_file():
-        return Path(name)
-    for folder in RECIPE_FOLDERS:
-        if (folder / f"{name}.toml").is_file():
-            return folder / f"{name}.toml"
-    names = sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.toml")})
-    raise UsageError(f"no recipe is called {name!r}; there are {', '.join(names)}, or name a file")
-
-
-def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
+def overrides(
+    options: PretrainOptions, seed: int | None, sets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Every setting that the command line names, by its dotted name.
 
     A budget replaces the recipe's own budget, whatever unit that has.
@@ -108,41 +81,7 @@ def overrides(options: PretrainOptions, seed: int | None) -> dict[str, Any]:
         (dotted, getattr(options, flag)) for flag, dotted in SHORT.items() if flag != "old"
     ]
     given += [("log.old", list(options.old) or None), ("train.seed", seed)]
-    return given_settings(options.set, given, BUDGETS)
-
-
-def given_settings(
-    sets: Sequence[str], flags: Sequence[tuple[str, Any]], budgets: Sequence[str]
-) -> dict[str, Any]:
-    """What --set and short flags say, by dotted names.
-
-    Args:
-        sets: as they were typed, "section.name=value".
-        flags: (dotted name, value); None: not given.
-        budgets: of which one at most may be given; it replaces the recipe's.
-
-    Raises:
-        UsageError: a --set without "=", a setting given twice, or two budgets.
-    """
-    given: list[tuple[str, Any]] = []
-    for item in sets:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"--set {item}: write it as section.name=value")
-        given.append((name.strip(), value.strip()))
-    settings: dict[str, Any] = {}
-    for name, value in [*given, *flags]:
-        if value is None:
-            continue
-        if name in settings:
-            raise UsageError(f"{name} is given twice")
-        settings[name] = value
-    chosen = [f"train.{name}" for name in budgets if f"train.{name}" in settings]
-    if len(chosen) > 1:
-        raise UsageError(f"one budget at a time: {' and '.join(chosen)} are both given")
-    if chosen:
-        settings |= {f"train.{b}": None for b in budgets if f"train.{b}" != chosen[0]}
-    return settings
+    return given_settings(sets, given, BUDGETS)
 
 
 def read_recipe(path: Path | None, settings: dict[str, Any]) -> Recipe:
@@ -162,24 +101,21 @@ def pretrain(
     ],
     /,
     *,
-    options: PretrainOptions,
+    run: RunOptions,
+    options: PretrainOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Pretrain a BERT on prepared shards: masked words and next sentences."""
-    common = common or Common()
-    path = find_recipe(options.recipe) if options.recipe else None
-    saved = options.out / "recipe.toml"
-    if path is None and options.resume and saved.is_file():
-        path = saved  # a run goes on with its own settings; flags may name what is to change
-    recipe = read_recipe(path, overrides(options, common.seed))
+    options, common = options or PretrainOptions(), common or Common()
+    recipe = read_recipe(run.file(), overrides(options, common.seed, run.set))
     from bertkit.train.pretrain import pretrain as train
 
     result = train(
         data,
-        options.out,
+        run.out,
         recipe,
-        resume=options.resume,
-        overwrite=options.overwrite,
+        resume=run.resume,
+        overwrite=run.overwrite,
         device=common.device,
         quiet=common.quiet,
     )

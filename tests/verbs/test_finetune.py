@@ -13,6 +13,8 @@ from bertkit.cli import main
 from bertkit.errors import UsageError
 from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.tasks.load import load
+from bertkit.train import finetune as finetune_module
+from bertkit.train import finetune_card
 from bertkit.verbs.columns import FileOptions
 from bertkit.verbs.finetune import (
     BUDGETS,
@@ -22,7 +24,10 @@ from bertkit.verbs.finetune import (
     TrainingFlags,
     overrides,
 )
+from tests.train.interrupting import Killed, at_step, end_of, kill, terminate
 from tests.train.small_tasks import (
+    write_choices,
+    write_files,
     write_model,
     write_numbers,
     write_questions,
@@ -68,13 +73,13 @@ VALUES: dict[str, Any] = {
 def recipe_of(
     seed: int | None = None, dev: str | None = None, set: tuple[str, ...] = (), **flags: Any
 ) -> tuple[FinetuneRecipe, Path | None]:
-    options = FinetuneOptions(train=Path("t"), out=Path("o"), dev=dev, set=set)
+    options = FinetuneOptions(train=Path("t"), dev=dev)
 
     def of(kind: type[Flags]) -> Flags:
         return kind(**{name: value for name, value in flags.items() if hasattr(kind(), name)})
 
     training, data, files = of(TrainingFlags), of(DataFlags), of(FileOptions)
-    settings, path = overrides(options, training, data, files, seed)
+    settings, path = overrides(options, training, data, files, seed=seed, sets=set)
     return load_recipe(None, settings, FinetuneRecipe), path
 
 
@@ -124,6 +129,7 @@ WRITERS = {
     "regress": (write_numbers, "rows.jsonl", "pearson"),
     "tag": (write_tags, "rows.conll", "f1"),
     "qa": (write_questions, "rows.json", "f1"),
+    "choose": (write_choices, "rows.jsonl", "accuracy"),
 }
 
 
@@ -153,6 +159,40 @@ def test_from_a_labelled_file_to_answers(
     assert main(command) == 2  # what is there is not replaced
 
 
+def test_interrupted_and_resumed_it_ends_as_if_it_never_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune_card, "draw_curves", lambda lines, path, metric: None)
+    model, module = write_model(tmp_path / "base"), finetune_module
+    train, dev = write_files("classify", tmp_path, 60, 20)
+    command = ["finetune", "classify", str(model), "--train", str(train), "--dev", str(dev)]
+    chosen = [*QUICK, "--set", "checkpoint.every_steps=3", "--set", "log.every_steps=1"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main([*command, *chosen, "--out", str(straight)]) == 0
+    command += ["--out", str(broken)]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(module, patch, 4, terminate)  # told to stop
+        assert main([*command, *chosen]) == 130
+    said = capsys.readouterr()
+    assert "continue it with --resume" in said.out
+    assert said.err.splitlines()[-1].startswith("bertkit: interrupted")
+    assert not (broken / "model").exists()
+    assert main([*command, *chosen]) == 2
+    assert "say --resume" in capsys.readouterr().err
+    assert main([*command, "--resume", "--quiet", "--steps", "5"]) == 2
+    assert "train.steps was 12, now 5" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        at_step(module, patch, 10, kill)  # killed
+        with pytest.raises(Killed):
+            main([*command, *chosen, "--resume"])
+    # A run goes on with its own settings: they need not be said again.
+    assert main([*command, "--resume", "--quiet", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["steps"], result["interrupted"]) == (12, False)
+    assert end_of(broken) == end_of(straight)
+
+
 def test_a_share_of_the_training_rows_and_a_table_for_people(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +203,8 @@ def test_a_share_of_the_training_rows_and_a_table_for_people(
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     assert ["figure", "dev"] in lines
-    assert any(line[0] == "accuracy" and line[2] == "+-" for line in lines if len(line) == 4)
+    first = lines[lines.index(["figure", "dev"]) + 1]
+    assert (first[0], first[2], len(first)) == ("accuracy", "+-", 4)
     assert "means and deviations of 2 runs" in out
     assert sorted(p.name for p in (tmp_path / "run").glob("seed-*")) == ["seed-5", "seed-6"]
     assert load(tmp_path / "run").classify("w1 good1 w2")[0]["label"] in ("bad", "fine", "good")

@@ -14,14 +14,16 @@ from bertkit.verbs.pretrain import (
     BUDGETS,
     SHORT,
     PretrainOptions,
-    find_recipe,
     overrides,
     read_recipe,
 )
+from bertkit.verbs.recipes import RunOptions, find_recipe
 
 
-def recipe_of(path: Path | None = None, seed: int | None = None, **flags: Any) -> Recipe:
-    return load_recipe(path, overrides(PretrainOptions(out=Path("run"), **flags), seed), Recipe)
+def recipe_of(
+    path: Path | None = None, seed: int | None = None, set: tuple[str, ...] = (), **flags: Any
+) -> Recipe:
+    return load_recipe(path, overrides(PretrainOptions(**flags), seed, set), Recipe)
 
 
 def test_no_flag_is_the_default_recipe() -> None:
@@ -55,11 +57,9 @@ def test_every_short_flag_reaches_its_setting() -> None:
 def test_going_on_from_a_model_is_gentle_where_nothing_else_is_said(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
 
-    def optimizer(text: str = "", **flags: Any) -> str:
+    def optimizer(text: str = "", set: tuple[str, ...] = (), **flags: Any) -> str:
         mine.write_text(text, encoding="utf-8")
-        return read_recipe(
-            mine, overrides(PretrainOptions(out=mine, **flags), None)
-        ).train.optimizer
+        return read_recipe(mine, overrides(PretrainOptions(**flags), None, set)).train.optimizer
 
     assert optimizer() == "muon"
     assert optimizer(init="x") == optimizer('[model]\ninit = "x"\n') == "adamw"
@@ -79,7 +79,8 @@ def test_set_reaches_any_setting_as_its_own_type() -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_budget_replaces_the_recipes_own(budget: str) -> None:
-    recipe = recipe_of(find_recipe("bert-paper"), **{budget: 5})
+    flags: dict[str, Any] = {budget: 5}
+    recipe = recipe_of(find_recipe("bert-paper"), **flags)
     assert {b: getattr(recipe.train, b) for b in BUDGETS} == {
         b: 5 if b == budget else None for b in BUDGETS
     }
@@ -106,3 +107,14 @@ def test_a_recipe_is_a_name_or_a_file(tmp_path: Path) -> None:
     assert recipe_of(find_recipe(str(mine)), steps=1).model.size == "tiny"
     with pytest.raises(UsageError, match=r"bert-paper, chinese-wwm"):
         find_recipe("nobodys")
+
+
+def test_a_run_goes_on_with_its_own_recipe(tmp_path: Path) -> None:
+    saved = tmp_path / "recipe.toml"
+    assert RunOptions(out=tmp_path, resume=True).file() is None
+    saved.write_text("", encoding="utf-8")
+    assert RunOptions(out=tmp_path).file() is None
+    assert RunOptions(out=tmp_path, resume=True).file() == saved
+    other = RunOptions(out=tmp_path, resume=True, recipe="bert-paper").file()
+    assert other is not None
+    assert other.name == "bert-paper.toml"
