@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs as a p
 
 from benchmarks import report
 from bertkit.checkpoint.config import BertConfig
-from bertkit.infer.score import Scorer
 from bertkit.model.heads import BertForMaskedLM
 from bertkit.settings import SIZES
+from bertkit.tasks.score import Scorer
 from bertkit.text.tokenizer import BertTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

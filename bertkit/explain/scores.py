@@ -1,4 +1,4 @@
-"""`score` and `pairs`: how probable the model finds texts, and which of two (infer/score.py)."""
+"""`score` and `pairs`: how probable the model finds texts, and which of two (tasks/score.py)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief
 from bertkit.explain.result import Floats, Result
 from bertkit.infer.minimal_pairs import MinimalPair
-from bertkit.infer.score import Method, ScoredText, Scorer, WordScore
+from bertkit.tasks.score import Method, ScoredText, Scorer, WordScore
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

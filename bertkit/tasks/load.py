@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from bertkit.tasks.answers import TaskAnswers
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.mlm import FillMask
 from bertkit.tasks.nsp import NextSentencePrediction
+from bertkit.tasks.score import Method, Scorer
 from bertkit.text.tokenizer import BertTokenizer
 
 # By the heads that the weights hold: (masked words, next sentence).
@@ -71,6 +72,28 @@ class Pipeline:
     def next(self) -> Any:
         """`next(a, b)`: see NextSentencePrediction.next."""
         return self._follower.next
+
+    def score(self, texts: str | Sequence[str], method: Method = "within-word") -> Any:
+        """How probable the model finds texts: pseudo-log-likelihoods in nats.
+
+        Args:
+            texts: a text, or a list.
+            method: what is hidden with a token, as in tasks/score.py.
+
+        Returns:
+            `{"text", "score", "tokens", "words"}` with a `{"word", "start", "end", "score"}` for
+            each word; for a list a list of these.
+
+        Raises:
+            UsageError: there is no such method.
+            MissingHeadError: the model has no masked-word head, or it was never trained.
+        """
+        scorer = Scorer(self.model, self.tokenizer, method)
+        found = [
+            scored.to_dict()
+            for scored in scorer.score([texts] if isinstance(texts, str) else texts)
+        ]
+        return found[0] if isinstance(texts, str) else found
 
     @property
     def classify(self) -> Any:

@@ -1,4 +1,4 @@
-"""Scores and pairs as results: sums of what infer/score.py gives, the right ones named."""
+"""Scores and pairs as results: sums of what tasks/score.py gives, the right ones named."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from bertkit.errors import DataError, MissingHeadError
 from bertkit.explain.scores import SHOWN, pairs, score, score_over
 from bertkit.infer.minimal_pairs import MinimalPair
-from bertkit.infer.score import ScoredText, Scorer
 from bertkit.tasks.records import Place
+from bertkit.tasks.score import ScoredText, Scorer
 from tests.explain.models import CHINESE, TEXT, TEXTS, labelled, opened
 from tests.tasks import tiny
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertkit.errors import DataError, MissingHeadError, UsageError
-from bertkit.infer import score as score_module
-from bertkit.infer.lines import count_lines, read_lines
-from bertkit.infer.minimal_pairs import read_pairs
-from bertkit.infer.score import Method, Scorer, pseudo_perplexity
+from bertkit.errors import MissingHeadError, UsageError
+from bertkit.tasks import score as score_module
+from bertkit.tasks.load import load
+from bertkit.tasks.score import Method, Scorer, pseudo_perplexity
 from tests.tasks import tiny
 
 ENGLISH, CHINESE = "The unbelievable cat sat in London!", "我爱北京天安门。"
@@ -164,41 +162,26 @@ def test_what_cannot_be_scored_is_refused() -> None:
         Scorer(tiny.ours("BertForSequenceClassification"), tiny.tokenizer())
 
 
-def test_lines_of_text_and_rows_of_tables(tmp_path: Path) -> None:
-    text = tmp_path / "a.txt"
-    text.write_text("one\n\n  two \nthree", encoding="utf-8")
-    rows = tmp_path / "b.jsonl"
-    rows.write_text('{"s": "四"}\n{"s": "five\\nsix"}\n', encoding="utf-8")
-    found = [(line.text, line.place.line) for line in read_lines([str(text)])]
-    assert found == [("one", 1), ("two", 3), ("three", 4)]
-    assert [line.text for line in read_lines([str(rows)], "s")] == ["四", "five six"]
-    assert count_lines([str(text)]) == 3
-    assert count_lines(["-"]) == 0
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForPreTraining"])
+def test_load_scores(kind: str) -> None:
+    bert = load(tiny.folder(kind), "cpu")
+    found = bert.score(TEXTS)
+    ours = Scorer(tiny.ours(kind), tiny.tokenizer()).score(TEXTS)
+    assert found == [one.to_dict() for one in ours]
+    assert bert.score(CHINESE)["score"] == pytest.approx(found[1]["score"], abs=1e-5)
+    assert found[0]["words"][1].keys() == {"word", "start", "end", "score"}
+    word = "unbelievable"
+    there = next(one for one in found[0]["words"] if one["word"] == word)
+    assert ENGLISH[there["start"] : there["end"]] == word
+    original = bert.score(ENGLISH, method="original")["score"]
+    assert original != pytest.approx(found[0]["score"], abs=1e-3)
+    assert bert.score([]) == []
+    assert bert.score("") == {"text": "", "score": 0.0, "tokens": 0, "words": []}
+    with pytest.raises(UsageError, match="within-word, original"):
+        bert.score(TEXTS, method="other")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "kinds"),
-    [
-        ("a.jsonl", '{"sentence_good": "a", "sentence_bad": "b", "UID": "x"}\n' * 2, ["x", "x"]),
-        ("a.csv", "good,bad\na,b\na,b\n", ["", ""]),
-        ("a.tsv", "good\tbad\tkind\na\tb\tone\na\tb\t二\n", ["one", "二"]),
-        ("a.tsv", "a\tb\na\tb\n", ["", ""]),
-    ],
-)
-def test_minimal_pairs_of_a_file(tmp_path: Path, name: str, content: str, kinds: list[str]) -> None:
-    path = tmp_path / name
-    path.write_text(content, encoding="utf-8")
-    pairs = list(read_pairs(path))
-    assert [(pair.good, pair.bad) for pair in pairs] == [("a", "b")] * 2
-    assert [pair.kind for pair in pairs] == kinds
-
-
-def test_columns_of_minimal_pairs_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("w,r,k\nx,y,1\n", encoding="utf-8")
-    pair = next(read_pairs(path, good="r", bad="w", kind="k"))
-    assert (pair.good, pair.bad, pair.kind) == ("y", "x", "1")
-    with pytest.raises(UsageError, match="both"):
-        next(read_pairs(path, good="r"))
-    with pytest.raises(DataError, match=r"a\.csv"):
-        list(read_pairs(path, good="r", bad="nothing"))
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForNextSentencePrediction"])
+def test_load_refuses_to_score_without_the_head(kind: str) -> None:
+    with pytest.raises(MissingHeadError, match="masked-word head"):
+        load(tiny.folder(kind), "cpu").score(TEXTS)
