@@ -75,10 +75,11 @@ class Breakdown:
 
     Args:
         new_meter: makes an empty meter of the task.
+        metric: the figure that a line shows first; "": the first of SHOWN.
     """
 
-    def __init__(self, new_meter: Callable[[], Any]) -> None:
-        self._new_meter = new_meter
+    def __init__(self, new_meter: Callable[[], Any], metric: str = "") -> None:
+        self._new_meter, self.metric = new_meter, metric
         self.meters: dict[str, dict[str, ScoredMeter[Any]]] = {}
         self.rows: dict[str, dict[str, int]] = {}
 
@@ -108,7 +109,7 @@ class Breakdown:
         for kind, meters in self.meters.items():
             figures = {group: meters[group].figures() for group in sorted(meters, key=by_size)}
             every = next(iter(figures.values()))
-            names = [name for name in SHOWN if name in every][:3]
+            names = [name for name in dict.fromkeys([self.metric, *SHOWN]) if name in every][:3]
             lines = tuple(
                 (group, f"{self.rows[kind][group]:,}", *(written(found[name]) for name in names))
                 for group, found in figures.items()

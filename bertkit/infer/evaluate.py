@@ -14,7 +14,7 @@ from bertkit.infer.predict import STRETCH_CHARACTERS, STRETCH_ROWS, answered
 from bertkit.infer.report import Report
 from bertkit.tasks.answers import TaskAnswers
 from bertkit.tasks.formats import BadRows, Columns, RowFile, Summary, open_rows
-from bertkit.tasks.outcomes import LabelFigures, Table, figures_table, label_table
+from bertkit.tasks.outcomes import LabelFigures, Table, figures_table, label_table, led_by
 from bertkit.tasks.records import QuestionRow, Row, TagRow
 from bertkit.tasks.task import Prediction, Task
 
@@ -27,8 +27,10 @@ class Evaluation:
 
     Attributes:
         task: of the model.
+        metric: the main figure: the one by which two models are compared, and by which the best
+            weights are chosen in fine-tuning.
         rows: how many were measured.
-        figures: by their names in scikit-learn, seqeval and SQuAD.
+        figures: by their names in scikit-learn, seqeval and SQuAD, the main one first.
         per_label: figures by label, averages last.
         breakdown: tables by kinds of rows.
         skipped: bad rows left out.
@@ -40,6 +42,7 @@ class Evaluation:
     """
 
     task: str
+    metric: str
     rows: int
     figures: dict[str, float]
     per_label: list[LabelFigures]
@@ -55,6 +58,7 @@ class Evaluation:
         """Plain values for JSON."""
         found = {
             "task": self.task,
+            "metric": self.metric,
             "rows": self.rows,
             "figures": self.figures,
             "per_label": [asdict(line) for line in self.per_label],
@@ -89,7 +93,7 @@ class EvaluateOptions:
         out: a folder for tables, pictures and the wrong cases; None: nothing is written.
         skip_bad_rows: leave bad rows out and count them.
         overwrite: replace an evaluation that is there.
-        metric: by which two models are compared; None: the task's.
+        metric: the main figure, by which two models are compared; None: the task's.
     """
 
     columns: Columns = field(default_factory=Columns)
@@ -119,7 +123,8 @@ def evaluate_file(
         report: takes progress.
 
     Raises:
-        UsageError: the two models do not go together, or the folder holds an evaluation.
+        UsageError: the two models do not go together, the folder holds an evaluation, or there is
+            no such figure as `options.metric`.
         DataError: the file is bad, has no labels, or a label that the model does not know.
     """
     options, task = options or EvaluateOptions(), answers.task
@@ -133,20 +138,25 @@ def evaluate_file(
     if not file.labelled:
         raise DataError("there are no labels in it; to have it labelled: bertkit predict", path)
     total = 0 if file.path == "-" else _look_through(file, task, options.skip_bad_rows, say)
-    bad, gathered = BadRows(), Report(task.meter, options.out)
-    pair = None if other is None else Pair(answers, other, options.metric or task.metric)
+    metric = options.metric or task.metric
+    bad, gathered = BadRows(), Report(task.meter, options.out, metric)
+    pair = None if other is None else Pair(answers, other, metric)
     kept = bad if options.skip_bad_rows else None
     for row, prediction in (
         _answers_of(answers, file, kept) if pair is None else pair.read(file, kept)
     ):
         gathered.add(row, prediction)
+        if gathered.rows == 1 and metric not in (known := gathered.figures()):
+            raise UsageError(f"there is no figure {metric!r}; choose of {', '.join(known)}")
         report(gathered.rows, total)
     if not gathered.rows:
-        raise DataError("no row of it could be measured", path)
+        why = f": {'; '.join(bad.lines())}" if bad else ""
+        raise DataError(f"no row of it could be measured{why}", path)
     compared = {} if pair is None else pair.told()
     notes = gathered.close() + (file.findings.lines() if total == 0 else [])
     return Evaluation(
         task.name,
+        metric,
         gathered.rows,
         gathered.figures(),
         gathered.meter.per_label(),
@@ -250,7 +260,7 @@ class Pair:
     def told(self) -> dict[str, Any]:
         """What Evaluation says of two models."""
         return {
-            "other": self.meter.figures(),
+            "other": led_by(self.metric, self.meter.figures()),
             "difference": self.comparison.difference(self.metric),
             "wins": self.comparison.table(),
         }

@@ -13,7 +13,7 @@ from bertkit.infer.calibration import Calibration
 from bertkit.infer.figures import draw_calibration, draw_confusion
 from bertkit.infer.wrong import WrongCases
 from bertkit.tasks.metrics import ClassifyMeter
-from bertkit.tasks.outcomes import ScoredMeter, figures_table
+from bertkit.tasks.outcomes import ScoredMeter, figures_table, led_by
 from bertkit.tasks.records import Row
 from bertkit.tasks.span_metrics import TagMeter
 
@@ -29,6 +29,7 @@ class Report:
         new_meter: makes an empty meter of the task (`task.meter`).
         folder: where `close` writes figures.md, confusion.png, calibration.png,
             bad_cases.jsonl; None: nothing is written.
+        metric: the task's main figure, which leads all tables; "": as the meter has them.
         most_wrong: how many wrong cases are kept.
         meter: the figures of all rows.
         breakdown: by kinds of rows.
@@ -38,6 +39,7 @@ class Report:
 
     new_meter: Callable[[], Any]
     folder: Path | None
+    metric: str = ""
     most_wrong: int = 10_000
     meter: ScoredMeter[Any] = field(init=False)
     breakdown: Breakdown = field(init=False)
@@ -46,7 +48,7 @@ class Report:
 
     def __post_init__(self) -> None:
         self.meter = self.new_meter()
-        self.breakdown = Breakdown(self.new_meter)
+        self.breakdown = Breakdown(self.new_meter, self.metric)
         self._wrong = None
         if self.folder is not None:
             self._wrong = WrongCases(self.folder / "bad_cases.jsonl", self.most_wrong)
@@ -66,8 +68,8 @@ class Report:
         self.rows += 1
 
     def figures(self) -> dict[str, float]:
-        """The task's figures, and the calibration error where there are confidences."""
-        figures = self.meter.figures()
+        """The task's figures, the main one first; the calibration error where there is one."""
+        figures = led_by(self.metric, self.meter.figures())
         if self.calibration.counts.any():
             figures["expected_calibration_error"] = self.calibration.error()
         return figures

@@ -150,6 +150,11 @@ def figures_table(figures: Mapping[str, float]) -> Table:
     return Table(("figure", "value"), tuple((k, written(v)) for k, v in figures.items()))
 
 
+def led_by(main: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same figures with the main one, if it is among them, first."""
+    return {name: figures[name] for name in dict.fromkeys([main, *figures]) if name in figures}
+
+
 def label_table(labels: Iterable[LabelFigures]) -> Table:
     """One line for each label."""
     return Table(

@@ -7,6 +7,7 @@ from typing import Any
 
 from bertkit.checkpoint.files import write_atomically
 from bertkit.settings import dump_recipe
+from bertkit.tasks.outcomes import led_by
 from bertkit.train.finetune_run import TaskRun
 from bertkit.train.finetune_setup import FinetuneResult
 from bertkit.train.log import clock, read_log
@@ -154,7 +155,7 @@ def _data(run: TaskRun) -> str:
 
 def figures_table(result: FinetuneResult) -> str:
     """The figures on dev and test as a Markdown table."""
-    names = list(dict.fromkeys([*result.figures, *result.test]))
+    names = list(led_by(result.metric, result.figures | result.test))
     names = [n for n in names if _number(result.figures.get(n, result.test.get(n)))]
     if not names:
         return "There was no dev file and no test file."

@@ -29,7 +29,8 @@ class EvaluateFlags:
         Parameter(help="A folder for tables, pictures and wrong cases; without it, none."),
     ] = None
     metric: Annotated[
-        str | None, Parameter(help="With --other: the figure to compare; by default the task's.")
+        str | None,
+        Parameter(help="The figure to lead with and to compare by; by default the task's."),
     ] = None
     overwrite: Annotated[bool, Switch, Parameter(help="Replace what is there.")] = False
     revision: Revision = None

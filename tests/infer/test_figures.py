@@ -267,6 +267,16 @@ def test_a_report_of_every_task(
     assert json.loads(case)["file"] == row.place.path
 
 
+def test_the_main_figure_leads_every_table(tmp_path: Path) -> None:
+    report = Report(lambda: TagMeter(["LOC"]), tmp_path, "f1")
+    report.add(TagRow("0", "去北京了", (Span(1, 4, "LOC"),), None, PLACE), [ENTITY])
+    report.close()
+    assert next(iter(report.figures())) == "f1"
+    text = (tmp_path / "figures.md").read_text(encoding="utf-8")
+    assert text.startswith("1 rows\n\n| figure | value |\n| --- | ---: |\n| f1 | 0.0000 |\n")
+    assert "| characters | rows | f1 |" in text
+
+
 def test_a_report_without_a_folder_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,9 @@ from bertkit.cli import main
 from tests.infer.every_task import CASES, write_rows
 from tests.tasks.tiny import folder, labels
 
+# What metric_for_best_model is by default.
+MAIN = dict.fromkeys(CASES, "f1") | dict.fromkeys(("classify", "pairs", "choose"), "accuracy")
+MAIN["regress"] = "pearson"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -33,6 +36,7 @@ def test_every_task_has_tables_and_wrong_cases(
     model, path = case.model(tmp_path / "model"), write_rows(case, tmp_path, 30)
     report = ask(capsys, model, path, "--out", out)
     assert (report["task"], report["rows"]) == (case.task, 30)
+    assert report["metric"] == next(iter(report["figures"])) == MAIN[name]
     wrong = [json.loads(line) for line in (out / "bad_cases.jsonl").read_text().splitlines()]
     assert wrong
     sure = [one["confidence"] for one in wrong]
@@ -72,6 +76,8 @@ def test_without_a_folder_nothing_is_written(
     out, err = capsys.readouterr()
     assert sorted(tmp_path.rglob("*")) == before
     assert out.startswith("tag, 12 rows\n\nfigure ")
+    assert out.splitlines()[3].startswith("f1 ")
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert "label " in out
     assert "  12 rows\n" in err
     assert "labels: LOC" in err
@@ -114,6 +120,11 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ([model, path, "--other", narrow], 2, "--other knows other labels"),
         ([model, path, "--other", tagger], 2, "--other is for tag, the model for classify"),
         ([model, path, "--other", model, "--metric", "beauty"], 2, "'beauty' cannot be compared"),
+        (
+            [model, path, "--metric", "beauty"],
+            2,
+            "there is no figure 'beauty'; choose of accuracy,",
+        ),
         ([model, path, "--out", full], 2, "say --overwrite to replace it"),
         ([encoder, path], 1, "classifier"),
     ):
