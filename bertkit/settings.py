@@ -156,7 +156,8 @@ class TaskDataSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     # Windows of a long text share this many tokens (tag, qa).
     doc_stride: Annotated[int, Meta(ge=0)] = 128
     max_query_length: Positive = 64
-    max_answer_length: Positive = 30
+    # Tokens of an answer; 0: 50 for Chinese passages (a character is a token), else BERT's 30.
+    max_answer_length: Annotated[int, Meta(ge=0)] = 0
     n_best_size: Positive = 20
     # A passage may not answer its question (SQuAD 2.0); also where the training rows say so.
     no_answer: bool = False

@@ -18,7 +18,16 @@ from bertkit.tasks.encode import cut_pair, encode, framed
 from bertkit.tasks.metrics import ClassifyMeter, MultiLabelMeter, RegressMeter
 from bertkit.tasks.options import TaskOptions
 from bertkit.tasks.records import TextRow
-from bertkit.tasks.task import Feature, Meter, Prediction, Task, TaskBatch, bad_row, named_labels
+from bertkit.tasks.task import (
+    Feature,
+    Meter,
+    Prediction,
+    Task,
+    TaskBatch,
+    bad_row,
+    named_labels,
+    unknown_label,
+)
 
 if TYPE_CHECKING:
     from bertkit.text.tokenizer import BertTokenizer
@@ -277,5 +286,4 @@ def _names(row: TextRow) -> tuple[str, ...]:
 
 def _check_known(row: TextRow, label: str, known: dict[str, int]) -> None:
     if label not in known:
-        names = ", ".join(list(known)[:20]) + (", ..." if len(known) > 20 else "")
-        raise bad_row(f"the label {label!r} is none of the model's: {names}", row.place)
+        raise unknown_label(label, list(known), row.place)

@@ -17,7 +17,7 @@ class TaskOptions:
         doc_stride: tokens that neighbouring windows of a long text share (tag, qa), as in
             transformers' run_qa; at most half of the room in a window.
         max_query_length: tokens of a question; the rest is cut off.
-        max_answer_length: tokens of an answer.
+        max_answer_length: tokens of an answer; 0: 50 where squad_metric is cmrc, else 30.
         n_best_size: how many answers compete.
         no_answer: a passage may not answer its question (SQuAD 2.0).
         null_threshold: no answer is given where the score of none is better than the best
@@ -33,7 +33,7 @@ class TaskOptions:
     max_length: int = 0
     doc_stride: int = 128
     max_query_length: int = 64
-    max_answer_length: int = 30
+    max_answer_length: int = 0
     n_best_size: int = 20
     no_answer: bool = False
     null_threshold: float = 0.0
@@ -45,7 +45,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("max_length", 0), ("doc_stride", 0), ("max_query_length", 0),
-                            ("max_answer_length", 1), ("n_best_size", 1)):  # fmt: skip
+                            ("max_answer_length", 0), ("n_best_size", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be {least} or more")
         if 0 < self.max_length < 8:

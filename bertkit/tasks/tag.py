@@ -31,8 +31,8 @@ from bertkit.tasks.task import (
     Prediction,
     Task,
     TaskBatch,
-    bad_row,
     named_labels,
+    unknown_label,
 )
 from bertkit.text.sentences import word_spans
 
@@ -91,12 +91,8 @@ class Tag(Task[TagRow]):
         """Refuse an entity type that the model does not know."""
         for span in row.entities or ():
             if span.label not in self.types:
-                names = ", ".join(self.types[:20]) + (", ..." if len(self.types) > 20 else "")
-                raise bad_row(
-                    f"the label {span.label!r} of {row.text[span.start : span.end]!r} is none of "
-                    f"the model's: {names}",
-                    row.place,
-                )
+                where = f" of {row.text[span.start : span.end]!r}"
+                raise unknown_label(span.label, self.types, row.place, where)
 
     def unreachable(self, row: TagRow) -> list[Span]:
         """The entities that no prediction can equal: a boundary inside a word, or an overlap.

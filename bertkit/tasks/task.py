@@ -130,7 +130,7 @@ class Task(ABC, Generic[RowT]):
 
     @abstractmethod
     def features_of(self, rows: Sequence[RowT], labelled: bool = True) -> list[list[Feature]]:
-        """What the model reads of each row: at least one feature.
+        """What the model reads of each row: at least one feature, if there is something to learn.
 
         Many rows at once are tokenized much faster than one at a time.
 
@@ -234,6 +234,22 @@ class Meter(ABC):
 def bad_row(what: str, place: Place) -> DataError:
     """The error for a row that cannot be used."""
     return DataError(what, place.path, place.line)
+
+
+def unknown_label(label: str, known: Sequence[str], place: Place, where: str = "") -> DataError:
+    """The error for a label that the model does not know.
+
+    Args:
+        label: of the row.
+        known: those of the model.
+        place: of the row.
+        where: what it is the label of, if not of the row.
+    """
+    names = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    # What transformers calls labels that nobody named.
+    unnamed = all(name.startswith("LABEL_") for name in known)
+    hint = "; give those their names, id2label in its config.json" if unnamed else ""
+    return bad_row(f"the label {label!r}{where} is none of the model's: {names}{hint}", place)
 
 
 def named_labels(labels: Sequence[str]) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def store_features(task: Task[Any], rows: Iterable[Any]) -> FeatureStore:
         positions=np.concatenate([p.positions for p in pages]),
         position_starts=_joined([p.position_starts for p in pages]),
         groups=_joined([p.groups for p in pages]),
-        targets=torch.cat([p.targets for p in pages if len(p)])
-        if len(pages[0])
-        else torch.empty(0),
+        targets=torch.cat([p.targets for p in pages if len(p)] or [torch.empty(0)]),
         target_starts=_joined([p.target_starts for p in pages]),
         rows=np.concatenate([p.rows for p in pages]),
         cut=np.concatenate([p.cut for p in pages]),

@@ -44,8 +44,10 @@ class TrainData:
         self._mentions: Mentions | None = None
         if recipe.data.augment in ("entities", "both"):
             self._mentions = Mentions(part)
+        self._idle = len(census.classes) - len(np.unique(self.store.rows))
         if not len(self.store):
-            raise DataError("no rows to learn from")
+            why = ": the answers are not in their passages" if self._idle else ""
+            raise DataError(f"no rows to learn from{why}", part.file.path)
 
     @property
     def fingerprint(self) -> int:
@@ -81,6 +83,10 @@ class TrainData:
         if (several := int((counts > 1).sum())) and self.task.reads_tokens:
             lines.append(
                 f"{several:,} rows ({several / rows:.1%}) are longer, read in overlapping windows"
+            )
+        if self._idle:
+            lines.append(
+                f"{self._idle:,} rows teach nothing: their answers are not in their passages"
             )
         if cut := len(np.unique(self.store.rows[self.store.cut > 0])):
             lines.append(f"{cut:,} rows ({cut / rows:.1%}) are longer, their ends cut off")

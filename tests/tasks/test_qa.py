@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertkit.errors import DataError
+from bertkit.errors import DataError, UsageError
 from bertkit.tasks.build import TaskOptions, new_task, saved_task
 from bertkit.tasks.encode import encode_spans
 from bertkit.tasks.forward import predict
@@ -103,12 +103,14 @@ def test_answers_are_found_where_the_file_is_wrong() -> None:
     assert find_answer(row("", text, ("cat", 99))) == (16, 19)
     assert find_answer(row("", text, ("mouse", 0), ("dog", 4))) == (4, 7)
     assert find_answer(row("", text, ("mouse", 0), ("", 0))) is None
-    with pytest.raises(
-        DataError, match=r"^squad\.json:3: question q: the answer 'mouse' is not in"
-    ):
-        answerer().features(row("", text, ("mouse", 0)))
-    with pytest.raises(DataError, match=r"no token stands under its answer"):
-        answerer().features(row("", "a \u200b b", ("\u200b", 2)))
+
+
+def test_of_an_answer_that_is_not_there_nothing_is_learned() -> None:
+    for text, answer in (("cat dog", "mouse"), ("a \u200b b", "\u200b")):
+        one = row("who?", text, (answer, 0))
+        assert answerer().features(one) == []
+        (feature,) = answerer().features(one, labelled=False)
+        assert feature.target is None
 
 
 def test_an_answer_within_a_token_means_that_token() -> None:
@@ -171,7 +173,7 @@ def every_span(
         for i in range(begin, end):
             if max_context(bounds, i) != number:
                 continue
-            for j in range(i, min(end, i + task.options.max_answer_length)):
+            for j in range(i, min(end, i + task.longest_answer)):
                 a, b = feature.second + i - begin, feature.second + j - begin
                 score = float(scores[a, 0].double() + scores[b, 1].double())
                 found.append((score, spans[i][0], spans[j][1]))
@@ -238,7 +240,7 @@ def run_qa_postprocessing(
             for j in np.argsort(ends)[-1 : -size - 1 : -1].tolist():
                 if offsets[i] is None or offsets[j] is None:
                     continue
-                if j < i or j - i + 1 > task.options.max_answer_length:
+                if j < i or j - i + 1 > task.longest_answer:
                     continue
                 prelim.append(
                     {"offsets": (offsets[i][0], offsets[j][1]), "total": starts[i] + ends[j]}
@@ -310,6 +312,31 @@ def test_what_rows_tell_about_the_task() -> None:
     assert learned(english, row("a", PASSAGE)) == (True, "squad2")
     with pytest.raises(DataError, match="no training rows"):
         new_task("qa", tokenizer(), [])
+
+
+def test_chinese_answers_may_be_longer() -> None:
+    def longest(*rows: QuestionRow, **options: Any) -> int:
+        task = new_task("qa", tokenizer(), rows, TaskOptions(**options))
+        assert isinstance(task, Answer)
+        assert task.options.max_answer_length == task.longest_answer  # kept with the model
+        return task.longest_answer
+
+    english, chinese = row("a", PASSAGE, ("cat", 0)), row("a", HAN, ("我", 0))
+    assert longest(english) == 30  # BERT's
+    assert longest(chinese) == longest(chinese, row("a", HAN)) == 50
+    assert longest(english, squad_metric="cmrc") == 50
+    assert longest(chinese, max_answer_length=30) == 30
+    assert (answerer().longest_answer, answerer(squad_metric="cmrc").longest_answer) == (30, 50)
+    with pytest.raises(UsageError, match="max_answer_length is -1"):
+        TaskOptions(max_answer_length=-1)
+    # An answer of 40 characters wins, where it may.
+    task, one = answerer(max_length=120, squad_metric="cmrc"), row("a", HAN)
+    (feature,) = task.features(one, labelled=False)
+    logits = torch.zeros(len(feature.ids), 2)
+    logits[10, 0] = logits[49, 1] = 9
+    assert len(task.decode(one, [feature], [logits])["answer"]) == 40
+    shorter = task.with_options(squad_metric="squad")
+    assert len(shorter.decode(one, [feature], [logits])["answer"]) <= 30
 
 
 def test_answers_end_with_their_accents() -> None:
