@@ -47,6 +47,19 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_files("classify", tmp_path_factory.mktemp("texts"))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_files("classify", tmp_path_factory.mktemp("few"), 60, 20)
+
+
+@pytest.fixture(scope="module")
+def taught(model: Path, texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has learned the labels of `texts`."""
+    out = tmp_path_factory.mktemp("taught") / "run"
+    run(model, texts, out, recipe=quick(train__epochs=6))
+    return out
+
+
 def run(
     model: Path,
     files: tuple[Path, Path | None],
@@ -112,23 +125,23 @@ def test_every_task_is_learned_and_the_folder_answers_as_reported(
 
 
 def test_results_and_log_are_in_the_run_folder(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path
+    model: Path, few: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    result = run(model, texts, tmp_path / "run")
+    result = run(model, few, tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "all_results.json").read_bytes())
     assert kept["eval_accuracy"] == result.figures["accuracy"]
-    assert kept["steps"] == result.steps == 45
-    assert kept["examples"] == result.examples == 720
+    assert kept["steps"] == result.steps == 12
+    assert kept["examples"] == result.examples == 180
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert log[0]["event"] == "begin"
     assert log[0]["learning_rate"] == 5e-3
-    assert [line["step"] for line in log if line["event"] == "eval"] == [15, 30, 45]
+    assert [line["step"] for line in log if line["event"] == "eval"] == [4, 8, 12]
     train = [line for line in log if line["event"] == "train"]
-    assert [line["step"] for line in train] == list(range(1, 46))
+    assert [line["step"] for line in train] == list(range(1, 13))
     assert train[0]["learning_rate"] == 0.0
-    assert train[-1]["examples"] == 720
+    assert train[-1]["examples"] == 180
     assert not (tmp_path / "run" / "best").exists()
-    again = run(model, texts, tmp_path / "run", resume=True)
+    again = run(model, few, tmp_path / "run", resume=True)
     assert again == result
 
 
@@ -170,27 +183,27 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
 
 
 def test_the_best_weights_are_kept(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, few: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = quick(train__epochs=3, checkpoint__every_steps=30, checkpoint__keep=9)
+    recipe = quick(train__epochs=3, checkpoint__every_steps=8, checkpoint__keep=9)
     scripted(monkeypatch, [0.5, 0.9, 0.7])
-    result = run(model, texts, tmp_path / "run", recipe=recipe)
-    assert (result.best_step, result.steps) == (30, 45)
+    result = run(model, few, tmp_path / "run", recipe=recipe)
+    assert (result.best_step, result.steps) == (8, 12)
     assert result.figures == {"accuracy": 0.9}
     there = tmp_path / "run" / "checkpoints"
     read = BertForSequenceClassification.from_pretrained
     best = read(tmp_path / "run" / "model").state_dict()
-    for step, equal in ((30, True), (45, False)):
-        other = read(there / f"step-000000{step}").state_dict()
+    for step, equal in ((8, True), (12, False)):
+        other = read(there / f"step-{step:08}").state_dict()
         assert all(torch.equal(best[name], other[name]) for name in best) == equal
 
 
 def test_patience_ends_a_run_that_gets_no_better(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, few: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted(monkeypatch, [0.5, 0.9, 0.9, 0.8, float("nan")])
     recipe = quick(train__epochs=20, train__evals=40, train__patience=2)
-    result = run(model, texts, tmp_path / "run", recipe=recipe)
+    result = run(model, few, tmp_path / "run", recipe=recipe)
     assert result.stopped_early
     assert not result.interrupted
     evals = [x["step"] for x in read_log(tmp_path / "run" / "log.jsonl") if x["event"] == "eval"]
@@ -291,10 +304,10 @@ def test_with_every_option_it_is_learned(
 
 
 def test_frozen_layers_stay_as_they_were(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path
+    model: Path, few: tuple[Path, Path], tmp_path: Path
 ) -> None:
     recipe = quick(train__freeze_layers=1, train__epochs=1)
-    run(model, texts, tmp_path / "run", recipe=recipe)
+    run(model, few, tmp_path / "run", recipe=recipe)
     read = BertForSequenceClassification.from_pretrained
     before, after = (read(path).state_dict() for path in (model, tmp_path / "run" / "model"))
     for name, tensor in before.items():
@@ -303,10 +316,10 @@ def test_frozen_layers_stay_as_they_were(
 
 
 def test_lora_changes_the_named_matrices_alone_and_saves_a_plain_model(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path
+    model: Path, few: tuple[Path, Path], tmp_path: Path
 ) -> None:
     recipe = quick(train__lora_rank=4, train__epochs=1)
-    run(model, texts, tmp_path / "run", recipe=recipe)
+    run(model, few, tmp_path / "run", recipe=recipe)
     read = BertForSequenceClassification.from_pretrained
     before, after = (read(path).state_dict() for path in (model, tmp_path / "run" / "model"))
     assert before.keys() == after.keys()
@@ -320,10 +333,9 @@ def test_lora_changes_the_named_matrices_alone_and_saves_a_plain_model(
 
 
 def test_a_student_learns_from_its_teacher_who_stays_as_he_was(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path
+    model: Path, texts: tuple[Path, Path], taught: Path, tmp_path: Path
 ) -> None:
-    run(model, texts, tmp_path / "teacher", recipe=quick(train__epochs=6))
-    teacher = tmp_path / "teacher" / "model"
+    teacher = taught / "model"
     before = (teacher / "model.safetensors").read_bytes()
     alone = {"train__teacher": str(teacher), "train__teacher_weight": 1.0, "train__epochs": 6}
     result = run(model, texts, tmp_path / "student", recipe=quick(**alone))
@@ -338,39 +350,39 @@ def test_a_student_learns_from_its_teacher_who_stays_as_he_was(
 def test_augmented_tags_are_learned(model: Path, tmp_path: Path) -> None:
     files = write_files("tag", tmp_path, 120, 40)
     plain = {"train__epochs": 6, "data__max_length": 32}
-    one = run(model, files, tmp_path / "one", task="tag", recipe=quick(**plain))
+    once = quick(**plain | {"train__epochs": 1})
+    one = run(model, files, tmp_path / "one", task="tag", recipe=once)
     both = quick(**plain, data__augment="both")
     two = run(model, files, tmp_path / "two", task="tag", recipe=both)
     assert two.figures["accuracy"] > 0.6
     assert losses(tmp_path / "one")[0] != losses(tmp_path / "two")[0]
-    assert one.steps <= two.steps
+    assert 6 * one.steps <= two.steps
 
 
 def test_rows_are_held_out_where_there_is_no_dev_file(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path
+    model: Path, few: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    result = run(model, (texts[0], None), tmp_path / "run", recipe=quick(data__dev=0.25))
+    result = run(model, (few[0], None), tmp_path / "run", recipe=quick(data__dev=0.25))
     assert result.figures
-    assert result.examples < 3 * 240 * 0.8
-    none = run(model, (texts[0], None), tmp_path / "none", recipe=quick(train__steps=3))
+    assert 3 * 60 * 0.6 < result.examples < 3 * 60 * 0.9
+    none = run(model, (few[0], None), tmp_path / "none", recipe=quick(train__steps=3))
     assert none.figures == {}
     assert none.best_step == none.steps
     assert none.model is not None
 
 
 def test_a_head_for_other_labels_begins_anew(
-    model: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Path, texts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(model, texts, tmp_path / "first", recipe=quick(train__epochs=4))
     said: list[str] = []
     monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
     other = write_texts(tmp_path / "other.tsv", 40)
     other.write_text(other.read_text().replace("fine\t", "neutral\t"))
     one = quick(train__steps=1, train__dropout=0.0)
-    run(tmp_path / "first", (other, None), tmp_path / "anew", recipe=one)
+    run(taught, (other, None), tmp_path / "anew", recipe=one)
     assert any("is for other labels (bad, fine, good): anew" in line for line in said)
     assert losses(tmp_path / "anew")[0] > 0.8
-    run(tmp_path / "first", texts, tmp_path / "on", recipe=one)
+    run(taught, texts, tmp_path / "on", recipe=one)
     assert losses(tmp_path / "on")[0] < 0.6  # the same labels: it goes on with what it knows
 
 
