@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from bertkit.explain.attribution import attribute
     from bertkit.explain.attribution_totals import attribute_over
     from bertkit.explain.contributions import AttributionOptions
+    from bertkit.explain.comparing import compare, compare_over
     from bertkit.explain.hooks import Site, capture, changing, restored, state_hash, still, trace
     from bertkit.explain.lenses import lens, lens_over
     from bertkit.explain.maps import attention, attention_over
@@ -32,6 +33,8 @@ HOMES = {
     "attribute_over": "bertkit.explain.attribution_totals",
     "capture": "bertkit.explain.hooks",
     "changing": "bertkit.explain.hooks",
+    "compare": "bertkit.explain.comparing",
+    "compare_over": "bertkit.explain.comparing",
     "lens": "bertkit.explain.lenses",
     "lens_over": "bertkit.explain.lenses",
     "open_model": "bertkit.explain.opening",
@@ -59,6 +62,8 @@ __all__ = [
     "attribute_over",
     "capture",
     "changing",
+    "compare",
+    "compare_over",
     "lens",
     "lens_over",
     "open_model",

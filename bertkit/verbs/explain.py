@@ -42,6 +42,10 @@ VERBS = {
         "bertkit.verbs.scoring:pairs",
         "How often the model prefers the better text of a minimal pair.",
     ),
+    "compare": (
+        "bertkit.verbs.comparing:compare",
+        "How alike layers, checkpoints or models represent texts: CKA, RSA, anisotropy, rank.",
+    ),
 }
 for _name, (_place, _help) in VERBS.items():
     app.command(_place, name=_name, help=_help)
