@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -21,7 +21,7 @@ from bertkit.explain.attribution import (
     attributed,
 )
 from bertkit.explain.contributions import AttributionOptions
-from bertkit.explain.opening import Model, open_model
+from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars
 from bertkit.explain.result import Result
@@ -213,25 +213,16 @@ def attribute_over(
         DataError: no text can be explained; the reason of the first.
     """
     opened, options = open_model(model), options or AttributionOptions()
-    totals, done, skipped, loose, reason = Totals(), 0, 0, 0, ""
-    for number, given in enumerate(texts):
-        text, pair = (given, None) if isinstance(given, str) else given
-        try:
-            word = None
-            if target is None and asks_for_a_word(opened, text, pair):
-                words = opened.read(text, pair, segmenter).words
-                word = int(float(uniform(seed, number)) * len(words))
-            found = attributed(opened, text, pair, word, target, against, options, segmenter)
-        except DataError as error:
-            skipped, reason = skipped + 1, reason or f"text {number + 1}: {error}"
-            continue
+    asked = _Asked(target, against, options, segmenter, seed)
+    totals, skipped, done, loose = Totals(), list[str](), 0, 0
+    for found in _explained(opened, texts, asked, skipped):
         take(found)
         done += 1
         for one in found.targets:
             loose += one.loose
             totals.add(one.label, one.value, [(word.word, word.value) for word in one.words])
     if not done:
-        raise DataError(reason or "there is no text: every line is blank")
+        raise DataError(skipped[0] if skipped else "there is no text: every line is blank")
     if loose:
         _log.warning(
             "%d of %d sums miss f(text) - f(baseline) by more than %.0f%% of their words' absolute "
@@ -243,10 +234,42 @@ def attribute_over(
         options.method,
         options.quantity,
         done,
-        skipped,
-        reason,
+        len(skipped),
+        skipped[0] if skipped else "",
         totals.targets,
         loose,
         totals.labels(),
         totals.forgotten,
     )
+
+
+class _Asked(NamedTuple):
+    """What is asked of every text."""
+
+    target: str | None
+    against: str | None
+    options: AttributionOptions
+    segmenter: Segmenter | None
+    seed: int
+
+
+def _explained(
+    opened: Opened,
+    texts: Iterable[str | tuple[str, str | None]],
+    asked: _Asked,
+    skipped: list[str],
+) -> Iterator[AttributionResult]:
+    """Each text's result; why others have none goes to `skipped`: of the first one, the rest ""."""
+    target, against, options, segmenter, seed = asked
+    for number, given in enumerate(texts):
+        text, pair = (given, None) if isinstance(given, str) else given
+        try:
+            word = None
+            if target is None and asks_for_a_word(opened, text, pair):
+                words = opened.read(text, pair, segmenter).words
+                word = int(float(uniform(seed, number)) * len(words))
+            found = attributed(opened, text, pair, word, target, against, options, segmenter)
+        except DataError as error:
+            skipped.append("" if skipped else f"text {number + 1}: {error}")
+            continue
+        yield found
