@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bertkit.explain.ablation import ablate
     from bertkit.explain.attribution import attribute
     from bertkit.explain.attribution_totals import attribute_over
     from bertkit.explain.contributions import AttributionOptions
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from bertkit.explain.lenses import lens, lens_over
     from bertkit.explain.maps import attention, attention_over
     from bertkit.explain.opening import open_model
+    from bertkit.explain.pruning import prune
     from bertkit.explain.scores import pairs, score, score_over
     from bertkit.explain.tuned import TunedLens, train_lens
     from bertkit.explain.vectors import vector, vector_over
+    from bertkit.explain.weights import perturb_weights
     from bertkit.infer.lines import Texts
     from bertkit.infer.minimal_pairs import read_pairs
 
@@ -27,6 +30,7 @@ HOMES = {
     "Site": "bertkit.explain.hooks",
     "Texts": "bertkit.infer.lines",
     "TunedLens": "bertkit.explain.tuned",
+    "ablate": "bertkit.explain.ablation",
     "attention": "bertkit.explain.maps",
     "attention_over": "bertkit.explain.maps",
     "attribute": "bertkit.explain.attribution",
@@ -39,6 +43,8 @@ HOMES = {
     "lens_over": "bertkit.explain.lenses",
     "open_model": "bertkit.explain.opening",
     "pairs": "bertkit.explain.scores",
+    "perturb_weights": "bertkit.explain.weights",
+    "prune": "bertkit.explain.pruning",
     "read_pairs": "bertkit.infer.minimal_pairs",
     "restored": "bertkit.explain.hooks",
     "score": "bertkit.explain.scores",
@@ -56,6 +62,7 @@ __all__ = [
     "Site",
     "Texts",
     "TunedLens",
+    "ablate",
     "attention",
     "attention_over",
     "attribute",
@@ -68,6 +75,8 @@ __all__ = [
     "lens_over",
     "open_model",
     "pairs",
+    "perturb_weights",
+    "prune",
     "read_pairs",
     "restored",
     "score",

@@ -46,6 +46,18 @@ VERBS = {
         "bertkit.verbs.comparing:compare",
         "How alike layers, checkpoints or models represent texts: CKA, RSA, anisotropy, rank.",
     ),
+    "perturb-weights": (
+        "bertkit.verbs.weights:perturb_weights",
+        "Zero, shake, quantise, re-initialise each weight tensor: loss, KL, flips, Fisher.",
+    ),
+    "ablate": (
+        "bertkit.verbs.weights:ablate",
+        "Take away each head, feed-forward and layer: loss, KL, flips, gate gradients.",
+    ),
+    "prune": (
+        "bertkit.verbs.weights:prune",
+        "Write a smaller model: layers dropped, feed-forwards narrowed, heads zeroed.",
+    ),
 }
 for _name, (_place, _help) in VERBS.items():
     app.command(_place, name=_name, help=_help)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,16 @@ import pytest
 from bertkit.explain.attribution import attribute
 from bertkit.explain.attribution_totals import attribute_over
 from bertkit.explain.contributions import AttributionOptions
+from bertkit.explain.ablation import ablate
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention, attention_over
 from bertkit.explain.page import Section, html_page
 from bertkit.explain.pictures import bars, clipped, colour, heatmap, width_of
+from bertkit.explain.pruning import prune
 from bertkit.explain.result import Result, plain
 from bertkit.explain.scores import pairs, score, score_over
 from bertkit.explain.vectors import vector, vector_over
+from bertkit.explain.weights import perturb_weights
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.records import Place
 from tests.explain.models import CHINESE, MASKED, TEXT, TEXTS, labelled, opened
@@ -34,6 +38,11 @@ PAIRS = [
     MinimalPair(good, bad, kind, Place("f", 1))
     for good, bad, kind in (("the cat ran", "cat the ran", "order"), ("a dog", "dog a", "词序"))
 ]
+
+
+def pruned() -> Result:
+    with TemporaryDirectory() as folder:
+        return prune(opened(), Path(folder) / "small", layers=[2], width=20, texts=TEXTS)
 
 
 @lru_cache
@@ -64,6 +73,12 @@ def results() -> dict[str, Result]:
         "score": score(opened(), HOSTILE),
         "score over": score_over(opened(), TEXTS),
         "pairs": pairs(opened(), PAIRS),
+        "weights": perturb_weights(opened(), TEXTS),
+        "weights of a tagger": perturb_weights(
+            labelled("BertForTokenClassification"), HOSTILE, by="layer", changes=("noise:0.5",)
+        ),
+        "ablate": ablate(opened(), TEXTS, how="mean"),
+        "prune": pruned(),
     }
 
 
@@ -211,7 +226,7 @@ frame.srcdoc = %s;
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 @pytest.mark.parametrize(
-    "name", ["attention", "attention hostile", "lens", "score", "pairs", "attribute"]
+    "name", ["attention", "attention hostile", "lens", "score", "pairs", "attribute", "ablate", "weights", "prune"]
 )
 def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
     """No console errors, 360 px wide, and after every choice the numbers are the JSON's."""
