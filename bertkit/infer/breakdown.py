@@ -13,7 +13,7 @@ from bertkit.tasks.records import ChoiceRow, QuestionRow, Row, TagRow, TextRow
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 NUMBERS = (0, 1, 2, 4, 8)
 # What a line shows, as far as the task has it.
-SHOWN = ("accuracy", "f1", "macro_f1", "exact", "pearson", "spearman", "precision", "recall")
+SHOWN = ("accuracy", "f1", "macro_f1", "exact", "pearson", "spearman", "mae")
 
 
 def size_class(size: int, ends: tuple[int, ...]) -> str:

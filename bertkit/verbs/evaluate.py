@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -14,6 +15,9 @@ from bertkit.verbs.options import Common, Switch, warnings_unless_refused
 
 if TYPE_CHECKING:
     from bertkit.infer.evaluate import Evaluation
+
+
+WIDTH = 80  # of a terminal
 
 
 @Parameter(name="*")
@@ -80,7 +84,7 @@ def text_of(result: Evaluation, out: Path | None) -> str:
     parts = [f"{result.task}, {result.rows:,} rows"]
     parts += ["\n".join(table.lines()) for table in result.tables()]
     if result.difference is not None:
-        parts.append(result.difference.sentence())
+        parts.append(fill(result.difference.sentence(), WIDTH))
     if out is not None:
         parts.append(f"in {out}: {', '.join(path.name for path in result.files)}")
     return "\n\n".join(parts)
