@@ -148,7 +148,7 @@ def test_integrated_gradients_are_the_limit_of_a_plain_riemann_sum() -> None:
 
 def test_steps_in_several_passes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     one = attribute(opened(), MASKED, options=AttributionOptions(steps=11)).targets[0]
-    monkeypatch.setattr("bertkit.explain.contributions.BATCH_TOKENS", 40)
+    monkeypatch.setattr("bertkit.explain.contributions.GRADIENT_TOKENS", 40)
     two = attribute(opened(), MASKED, options=AttributionOptions(steps=11)).targets[0]
     np.testing.assert_allclose(one.token_values, two.token_values, rtol=1e-9, atol=1e-12)
 
