@@ -258,3 +258,108 @@ def token_matrix(kinds: Sequence[tuple[str, str]], maps: Array, labels: Sequence
         f'<select id="head" aria-label="head">{options}</select>'
         f'<select id="kind" aria-label="what is shown">{choices}</select>{picture}{script}'
     )
+
+
+SERIES = ("#0b5cad", "#c77700", "#5a7d2a", "#7a4fa3")
+
+
+def grouped_bars(
+    series: Sequence[tuple[str, str, Sequence[float] | Array]],
+    labels: Sequence[str],
+    errors: Sequence[Array] = (),
+) -> str:
+    """For each label some bars below each other, as before and after, on one scale.
+
+    Args:
+        series: up to four of (name of the list in the page's JSON, name for people, [R] numbers).
+        labels: R of them.
+        errors: for each series the [R] standard errors, drawn as a line of one on either side.
+    """
+    numbers: list[list[Any]] = [plain(np.asarray(values)) for _, _, values in series]
+    spreads = np.nan_to_num(np.array(errors)) if len(errors) else np.zeros((len(series), 1))
+    reach = np.array(numbers, dtype=float)
+    high = np.nanmax(reach + spreads, initial=0.0)
+    low = np.nanmin(reach - spreads, initial=0.0)
+    names = [clipped(label, 16) for label in labels]
+    heads = [clipped(name, 30) for _, name, _ in series]
+    left = max(map(width_of, names), default=0) * CHARACTER + 8
+    room, thick = 150.0, 13
+    scale = room / (high - low) if high > low else 0.0
+    zero, top = left - low * scale, 18 * len(series) + 6
+    parts = []
+    for k, head in enumerate(heads):
+        parts.append(f'<rect x="4" y="{18 * k + 4}" width="12" height="11" fill="{SERIES[k]}"/>')
+        parts.append(_text(22, 18 * k + 14, head))
+    for i, label in enumerate(labels):
+        group = top + i * (thick * len(series) + 9)
+        middle = group + thick * len(series) / 2 + 4
+        parts.append(_text(left - 6, middle, names[i], ' text-anchor="end"'))
+        for k, (of, head, _) in enumerate(series):
+            value, y = numbers[k][i], group + thick * k
+            end = zero + (value or 0.0) * scale
+            shape = (
+                f'<rect x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" '
+                f'height="{thick - 2}" fill="{SERIES[k]}"/>'
+            )
+            spread = float(errors[k][i]) * scale if errors else math.nan
+            if math.isfinite(spread):
+                shape += (
+                    f'<path d="M{end - spread:.1f} {y + 5.5}H{end + spread:.1f}" stroke="#1b1f24"/>'
+                )
+            shape += _text(left + room + 14, y + 10, brief(value))
+            parts.append(_mark(of, (i,), value, shape, f"{label} · {head}: {brief(value)}"))
+    height = top + len(labels) * (thick * len(series) + 9)
+    width = max(left + room + 70, 30 + max(map(width_of, heads), default=0) * CHARACTER)
+    return _svg(width, height, series[0][0], parts)
+
+
+LINES = ("#0b5cad", "#be1e2d", "#5a7d2a", "#c77700", "#7a4fa3", "#57606a")
+
+
+def lines(
+    of: str,
+    values: Array,
+    labels: Sequence[str],
+    places: Sequence[float],
+    ticks: Sequence[str],
+) -> str:
+    """Up to six lines over places on one scale; where a number is missing, a line is broken.
+
+    Args:
+        of: the name of the array in the page's JSON.
+        values: [R, C].
+        labels: R names of lines.
+        places: C ascending numbers, such as steps.
+        ticks: C names of places; the first and the last are written.
+    """
+    numbers: list[list[Any]] = plain(np.asarray(values))
+    finite = [v for row in numbers for v in row if v is not None] or [0.0]
+    low, high = min(finite), max(finite)
+    left, wide, tall, top = 58.0, 250.0, 150.0, 18.0 * len(labels) + 10
+    across = wide / ((places[-1] - places[0]) or 1.0)
+    up = tall / (high - low) if high > low else 0.0
+    parts = [f'<path d="M{left - 6} {top}v{tall + 6}h{wide + 12}" fill="none" stroke="#57606a"/>']
+    for value, y in {low: top + tall, high: top}.items():
+        parts.append(_text(left - 10, y + 4, brief(value), ' text-anchor="end"'))
+    parts.append(_text(left, top + tall + 22, clipped(ticks[0], 14)))
+    if len(ticks) > 1:
+        end = _text(left + wide, top + tall + 22, clipped(ticks[-1], 14), ' text-anchor="end"')
+        parts.append(end)
+    for i, label in enumerate(labels):
+        ink_of = LINES[i]
+        parts.append(f'<rect x="4" y="{18 * i + 4}" width="12" height="11" fill="{ink_of}"/>')
+        parts.append(_text(22, 18 * i + 14, clipped(label, 36)))
+        way, pen = "", "M"
+        for j, value in enumerate(numbers[i]):
+            x, y = left + (places[j] - places[0]) * across, top + tall
+            if value is None:
+                pen = "M"
+                parts.append(_mark(of, (i, j), None, "", f"{label} · {ticks[j]}: –"))
+                continue
+            y -= (value - low) * up
+            way, pen = f"{way}{pen}{x:.1f} {y:.1f}", "L"
+            dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{ink_of}"/>'
+            parts.append(_mark(of, (i, j), value, dot, f"{label} · {ticks[j]}: {brief(value)}"))
+        parts.append(f'<path d="{way}" fill="none" stroke="{ink_of}" stroke-width="1.5"/>')
+    widest = max(map(width_of, (clipped(label, 36) for label in labels)), default=0)
+    return _svg(max(left + wide + 20, 30 + widest * CHARACTER), top + tall + 32, of, parts)

@@ -26,6 +26,10 @@ VERBS = {
         "bertkit.verbs.looking:tune_lens",
         "Train a tuned lens: an affine map a layer, for `lens --tuned`.",
     ),
+    "perturb-vector": (
+        "bertkit.verbs.changing:perturb_vector",
+        "Push a masked position's vector in every layer: how the answer changes, and how easily.",
+    ),
     "attention": (
         "bertkit.verbs.looking:attention",
         "What each head looks at: maps, entropy, distance, norm-weighted, rollout.",
@@ -33,6 +37,10 @@ VERBS = {
     "attribute": (
         "bertkit.verbs.attributing:attribute",
         "Which words of the input made the model say that.",
+    ),
+    "patch": (
+        "bertkit.verbs.changing:patch",
+        "Causal tracing: clean states put into a corrupt run, layer by layer and word by word.",
     ),
     "score": (
         "bertkit.verbs.scoring:score_inside",
@@ -45,6 +53,18 @@ VERBS = {
     "compare": (
         "bertkit.verbs.comparing:compare",
         "How alike layers, checkpoints or models represent texts: CKA, RSA, anisotropy, rank.",
+    ),
+    "trajectory": (
+        "bertkit.verbs.comparing:trajectory",
+        "How the figures of a verb came about, along the checkpoints of a run.",
+    ),
+    "probe": (
+        "bertkit.verbs.probing:probe",
+        "Which labels each layer's states hold: probes, with control tasks and selectivity.",
+    ),
+    "weak": (
+        "bertkit.verbs.probing:weak",
+        "Where masked words are guessed badly: by frequency, part of word, position, script.",
     ),
     "perturb-weights": (
         "bertkit.verbs.weights:perturb_weights",

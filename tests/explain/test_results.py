@@ -16,21 +16,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bertkit.explain.ablation import ablate
 from bertkit.explain.attribution import attribute
 from bertkit.explain.attribution_totals import attribute_over
+from bertkit.explain.comparing import compare, compare_over
 from bertkit.explain.contributions import AttributionOptions
-from bertkit.explain.ablation import ablate
+from bertkit.explain.directions import Pushes
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention, attention_over
 from bertkit.explain.page import Section, html_page
+from bertkit.explain.patching import KINDS, Tracing
 from bertkit.explain.pictures import bars, clipped, colour, heatmap, width_of
+from bertkit.explain.probe_training import ProbeSettings
+from bertkit.explain.probing import probe
 from bertkit.explain.pruning import prune
 from bertkit.explain.result import Result, plain
 from bertkit.explain.scores import pairs, score, score_over
+from bertkit.explain.steering import perturb_vector, perturb_vector_over
+from bertkit.explain.tracing import TracePair, patch, patch_over
+from bertkit.explain.trajectories import trajectory, trajectory_over
 from bertkit.explain.vectors import vector, vector_over
+from bertkit.explain.weakness import weak_over
 from bertkit.explain.weights import perturb_weights
 from bertkit.infer.minimal_pairs import MinimalPair
-from bertkit.tasks.records import Place
+from bertkit.tasks.records import Place, TextRow
 from tests.explain.models import CHINESE, MASKED, TEXT, TEXTS, labelled, opened
 
 HOSTILE = 'a </script><script>alert("1")</script> & <b> 猫 "cat" \u2028 x'
@@ -38,6 +47,7 @@ PAIRS = [
     MinimalPair(good, bad, kind, Place("f", 1))
     for good, bad, kind in (("the cat ran", "cat the ran", "order"), ("a dog", "dog a", "词序"))
 ]
+LABELLED = [TextRow("0", text, None, "ab"[i % 2], Place("f", 1)) for i, text in enumerate(TEXTS)]
 
 
 def pruned() -> Result:
@@ -70,9 +80,32 @@ def results() -> dict[str, Result]:
             TEXTS[:4],
             options=AttributionOptions("gradient-x-input"),
         ),
+        "perturb-vector": perturb_vector(opened(), MASKED, pushes=Pushes(steps=(0.5,))),
+        "perturb-vector of labels": perturb_vector(
+            labelled("BertForSequenceClassification"), HOSTILE, pushes=Pushes(layers=(0, 2))
+        ),
+        "perturb-vector over": perturb_vector_over(opened(), TEXTS, positions=2),
+        "patch": patch(
+            opened(), MASKED, "The dog [MASK] on the mat.", tracing=Tracing(sites=tuple(KINDS))
+        ),
+        "patch with noise": patch(
+            labelled("BertForSequenceClassification"),
+            HOSTILE,
+            tracing=Tracing(noise="猫", by="word", draws=2),
+        ),
+        "patch over": patch_over(
+            opened(), [TracePair("我爱 [MASK]", "我住 [MASK]", "京", Place("f", 1))]
+        ),
         "score": score(opened(), HOSTILE),
         "score over": score_over(opened(), TEXTS),
         "pairs": pairs(opened(), PAIRS),
+        "compare": compare(opened(), TEXT),
+        "compare two": compare_over(opened(), [HOSTILE, *TEXTS], opened(num_hidden_layers=7)),
+        "trajectory": trajectory([opened(), opened(num_hidden_layers=7)], "lens", MASKED),
+        "trajectory over": trajectory_over([opened()] * 3, "score", TEXTS[:2]),
+        "probe": probe(opened(), LABELLED, LABELLED, "classify", settings=ProbeSettings(steps=5)),
+        "weak": weak_over(opened(), [*TEXTS, HOSTILE]),
+        "weak other": weak_over(opened(), TEXTS, other=opened(), seed=1),
         "weights": perturb_weights(opened(), TEXTS),
         "weights of a tagger": perturb_weights(
             labelled("BertForTokenClassification"), HOSTILE, by="layer", changes=("noise:0.5",)
@@ -226,7 +259,25 @@ frame.srcdoc = %s;
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 @pytest.mark.parametrize(
-    "name", ["attention", "attention hostile", "lens", "score", "pairs", "attribute", "ablate", "weights", "prune"]
+    "name",
+    [
+        "attention",
+        "attention hostile",
+        "lens",
+        "score",
+        "pairs",
+        "compare two",
+        "trajectory",
+        "trajectory over",
+        "perturb-vector",
+        "patch",
+        "attribute",
+        "probe",
+        "weak other",
+        "ablate",
+        "weights",
+        "prune",
+    ],
 )
 def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
     """No console errors, 360 px wide, and after every choice the numbers are the JSON's."""
