@@ -125,7 +125,8 @@ class PruneResult(Result):
         for name in ("", "before", "after"):
             table.add_column(name)
         before, after = self.sizes
-        table.add_row("layers", str(before.layers), f"{after.layers} (without {self._dropped()})")
+        gone = f" (without {self._dropped()})" if self.layers else ""
+        table.add_row("layers", str(before.layers), f"{after.layers}{gone}")
         table.add_row("width", f"{before.width:,}", f"{after.width:,}")
         table.add_row("zeroed heads", "", ", ".join(f"{i}.{j}" for i, j in self.heads) or "none")
         table.add_row("megabytes", f"{before.megabytes:,.1f}", f"{after.megabytes:,.1f}")

@@ -190,9 +190,10 @@ def units_of(opened: Opened, tensors: Sequence[str], by: By) -> list[Unit]:
 
 
 def _short(name: str) -> str:
-    """The last parts of the name of what belongs to no layer."""
-    parts = [part for part in name.split(".") if part not in ("bert", "cls")]
-    return ".".join(part.removesuffix("_embeddings") for part in parts)
+    """What belongs to no layer, such as "emb word weight" or "mlm norm bias"."""
+    parts = [part for part in name.split(".") if part not in ("bert", "cls", "transform")]
+    names = {"embeddings": "emb", "predictions": "mlm", "LayerNorm": "norm"}
+    return " ".join(names.get(part, part.removesuffix("_embeddings")) for part in parts)
 
 
 @contextmanager
