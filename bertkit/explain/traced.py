@@ -1,0 +1,241 @@
+"""What `patch` gives: one pair of texts, and shares over a file (tracing.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bertkit.explain.page import Section
+from bertkit.explain.pictures import brief, heatmap
+from bertkit.explain.pushed import layers_of
+from bertkit.explain.result import Floats, Result
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+CAUTION = (
+    "A square shows how much of the clean answer comes back when the clean state is put into the "
+    "corrupt run at that place: it carries enough for the answer, which does not say that nothing "
+    "else carries it too, and another corruption may give another picture."
+)
+CAUTION_ZH = (
+    "每个方格显示：把原文的状态放进被改动文本的运行中这一处，答案恢复了多少。这说明该处带有足够的信息，"
+    "并不说明别处没有；换一种改动方式，图也可能不同。"
+)
+# What a token is in a pair of texts.
+ROLES = ("changed words", "just behind", "other words", "asked position", "[CLS]", "[SEP]")
+
+
+def share(found: Floats, clean: Floats, corrupt: Floats) -> Floats:
+    """How much of the way from the corrupt figure to the clean one; NaN where there is no way."""
+    way = np.asarray(clean - corrupt)
+    gone = np.abs(way) <= 1e-6 * (np.abs(clean) + np.abs(corrupt))
+    part: Floats = (found - corrupt) / np.where(gone, np.nan, way)
+    return part
+
+
+@dataclass(frozen=True)
+class SiteMap:
+    """One kind of place, N layers by P positions.
+
+    Attributes:
+        site: "hidden", "attention" or "feed-forward".
+        layers: [N] 0 for the embeddings.
+        difference: [N, P] logit of the target less that of `against`, after patching.
+        probability: [N, P] of the target, after patching.
+        restored: [N, P] the share of the difference that is back: 0 as corrupt, 1 as clean.
+        restored_probability: [N, P] the same of the probability.
+        deviation: [N, P] of the difference over draws of noise; None: there is one run.
+    """
+
+    site: str
+    layers: list[int]
+    difference: Floats
+    probability: Floats
+    restored: Floats
+    restored_probability: Floats
+    deviation: Floats | None
+
+
+@dataclass(frozen=True)
+class PatchResult(Result):
+    """A clean and a corrupt text.
+
+    Attributes:
+        model: its name.
+        clean: the user's text, or two.
+        corrupt: the other; empty: the clean one with noise.
+        columns: [P] the user's own words at each position, and what they were changed to.
+        token: the position that is read.
+        label: the user's own characters there.
+        target: the word or label whose coming back is measured.
+        against: the one that its logit is compared with.
+        draws: corrupt runs that figures are means of.
+        clean_difference: logit of the target less that of `against` in the clean run.
+        clean_probability: of the target in the clean run.
+        corrupt_difference: in the corrupt run.
+        corrupt_probability: in the corrupt run.
+        sites: a map each.
+    """
+
+    verb: ClassVar[str] = "patch"
+    caution: ClassVar[str] = CAUTION
+    caution_zh: ClassVar[str] = CAUTION_ZH
+
+    model: str
+    clean: tuple[str, ...]
+    corrupt: tuple[str, ...]
+    columns: list[str]
+    token: int
+    label: str
+    target: str
+    against: str
+    draws: int
+    clean_difference: float
+    clean_probability: float
+    corrupt_difference: float
+    corrupt_probability: float
+    sites: list[SiteMap]
+
+    def title(self) -> str:
+        """What was asked."""
+        other = " / ".join(self.corrupt) or "with noise"
+        return f"Patched: {' / '.join(self.clean)} ← {other}"
+
+    def summary(self) -> str:
+        """Both runs in a sentence."""
+        return (
+            f"{self.target} against {self.against} at {self.label}: the logits differ by "
+            f"{brief(self.clean_difference)} in the clean run and by "
+            f"{brief(self.corrupt_difference)} in the corrupt one; its probability is "
+            f"{brief(self.clean_probability)} and {brief(self.corrupt_probability)}."
+        )
+
+    def table(self) -> RenderableType:
+        """A table a site: a row a position, a column a layer."""
+        from rich.console import Group
+
+        line = f"{self.summary()} % of that difference restored:"
+        return Group(line, *(_table(one, self.columns) for one in self.sites))
+
+    def sections(self) -> list[Section]:
+        """Layer by position: what comes back."""
+        found = []
+        for i, one in enumerate(self.sites):
+            rows = layers_of(one.layers)
+            note = (
+                f"{self.summary()} In the squares % of that difference restored by the clean "
+                f"state of that layer at that word."
+            )
+            restored = _percent(f"sites.{i}.restored", one.restored, rows, self.columns)
+            found.append(Section(f"What {one.site} states bring back", restored, note))
+            drawn = heatmap(f"sites.{i}.probability", one.probability, rows, self.columns)
+            found.append(Section(f"Probability of {self.target}: {one.site}", drawn))
+        return found
+
+
+def _percent(of: str, values: Floats, rows: Sequence[str], columns: Sequence[str]) -> str:
+    return heatmap(
+        of, values, rows, columns, texts=lambda n, p: _whole(float(values[n, p])), most=1.0
+    )
+
+
+def _whole(part: float) -> str:
+    return "–" if np.isnan(part) else str(round(100 * part))
+
+
+def _table(one: SiteMap | RoleMap, names: Sequence[str]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(f"{one.site}, layer")
+    for layer in one.layers:
+        table.add_column(str(layer), justify="right")
+    for p, name in enumerate(names):
+        table.add_row(name, *(_whole(float(value)) for value in one.restored[:, p]))
+    return table
+
+
+@dataclass(frozen=True)
+class RoleMap:
+    """One kind of place over many pairs, N layers by R roles of tokens.
+
+    Attributes:
+        site: "hidden", "attention" or "feed-forward".
+        layers: [N] 0 for the embeddings.
+        restored: [N, R] the share of the logits' difference that is back.
+    """
+
+    site: str
+    layers: list[int]
+    restored: Floats
+
+
+@dataclass(frozen=True)
+class PatchCorpusResult(Result):
+    """Many pairs of clean and corrupt texts.
+
+    Attributes:
+        model: its name.
+        pairs: how many were compared.
+        skipped: how many were left out.
+        why_skipped: the first of these, with place and reason.
+        roles: [R] what the tokens are that are patched together.
+        role_pairs: [R] how many pairs have such tokens.
+        clean_difference: mean of the logit of the target less that of what the corrupt run says.
+        clean_probability: mean of the target's.
+        corrupt_difference: the same in the corrupt runs.
+        corrupt_probability: the same in the corrupt runs.
+        sites: a map each.
+    """
+
+    verb: ClassVar[str] = "patch"
+    caution: ClassVar[str] = CAUTION
+    caution_zh: ClassVar[str] = CAUTION_ZH
+
+    model: str
+    pairs: int
+    skipped: int
+    why_skipped: list[str]
+    roles: list[str]
+    role_pairs: NDArray[np.int64]
+    clean_difference: float
+    clean_probability: float
+    corrupt_difference: float
+    corrupt_probability: float
+    sites: list[RoleMap]
+
+    def title(self) -> str:
+        """What was asked."""
+        left = f", {self.skipped:,} left out" if self.skipped else ""
+        return f"Patched: {self.pairs:,} pairs of texts{left}"
+
+    def table(self) -> RenderableType:
+        """A table a site: a row a role, a column a layer."""
+        from rich.console import Group
+
+        lines = [
+            f"{self.title()}; % of the difference of logits restored:",
+            *(f"left out: {why}" for why in self.why_skipped[:3]),
+        ]
+        return Group(*lines, *(_table(one, self.roles) for one in self.sites))
+
+    def sections(self) -> list[Section]:
+        """Layer by role."""
+        note = (
+            "All tokens of a kind are patched together; % of the logits' difference restored, "
+            f"which is {brief(self.clean_difference)} in the clean runs and "
+            f"{brief(self.corrupt_difference)} in the corrupt ones (means)."
+        )
+        return [
+            Section(
+                f"What {one.site} states bring back",
+                _percent(f"sites.{i}.restored", one.restored, layers_of(one.layers), self.roles),
+                note,
+            )
+            for i, one in enumerate(self.sites)
+        ]
