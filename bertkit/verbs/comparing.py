@@ -1,15 +1,16 @@
-"""`bertkit explain compare`: layers, checkpoints and models side by side."""
+"""`bertkit explain compare|trajectory`: layers, checkpoints and models side by side."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model
 from bertkit.verbs.inside import Text, Where, opened_for
-from bertkit.verbs.options import Common, Switch
+from bertkit.verbs.options import Common, Switch, warnings_unless_refused
 
 if TYPE_CHECKING:
     from bertkit.explain.result import Result
@@ -57,3 +58,80 @@ def compare(
                 seed=common.seed or 0,
             )
     where.give(common, result)
+
+
+def trajectory(
+    run: Annotated[str, Parameter(help="A run folder with its checkpoints; or a model folder.")],
+    verb: Annotated[
+        str, Parameter(help="lens, vector, attention, score, pairs (with --file) or compare.")
+    ],
+    text: Text = None,
+    /,
+    *,
+    also: Annotated[
+        list[str] | None, Parameter(help="More runs or models, in order, behind the first.")
+    ] = None,
+    word: Annotated[str | None, Parameter(help="As that of the verb, for one text.")] = None,
+    target: Annotated[str | None, Parameter(help="As that of `lens`, for one text.")] = None,
+    where: Where | None = None,
+    common: Common | None = None,
+) -> None:
+    """How the figures of a verb came about, along the checkpoints of a run."""
+    where, common = where or Where(), common or Common()
+    where.check(text)
+    from bertkit.explain.trajectories import trajectory, trajectory_over
+
+    settings = _settings(verb, text, word, target, common.seed)
+    if where.revision is not None:
+        raise UsageError("--revision goes with one model; download the revisions to folders")
+    models = [run, *(also or [])]
+    with ExitStack() as stack:
+        stack.enter_context(warnings_unless_refused())
+        if text is not None:
+            report = stack.enter_context(common.progress(verb, "checkpoints"))
+            result = trajectory(models, verb, text, device=common.device, report=report, **settings)
+        else:
+            texts = _rows(verb, where, stack, common)
+
+            def tell(done: int, total: int) -> None:
+                if done:
+                    common.say(f"{verb}: {done:,} of {total:,} checkpoints")
+
+            result = trajectory_over(
+                models, verb, texts, device=common.device, report=tell, **settings
+            )
+    where.give(common, result)
+
+
+def _settings(
+    verb: str, text: str | None, word: str | None, target: str | None, seed: int | None
+) -> dict[str, Any]:
+    """Those that were given, as the verb's function takes them."""
+    from bertkit.explain.trajectories import followed
+    from bertkit.verbs.inside import Place
+
+    given: dict[str, Any] = {
+        "word": Place(word=word).named()["word"],
+        "target": target,
+        "seed": seed,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    takes = followed(verb).settings if text is not None else followed(verb).settings_over
+    for name in given:
+        if name not in takes and name != "seed":
+            raise UsageError(f"--{name} does not go with {verb} {'--file' if text is None else ''}")
+    return {name: value for name, value in given.items() if name in takes}
+
+
+def _rows(verb: str, where: Where, stack: ExitStack, common: Common) -> Any:
+    """What the verb reads over and over: texts, or pairs of texts."""
+    assert where.file is not None
+    if verb == "pairs":
+        from bertkit.infer.minimal_pairs import read_pairs
+
+        if len(where.file) > 1:
+            raise UsageError("pairs reads one file; name one --file")
+        return list(read_pairs(where.file[0]))
+    texts = stack.enter_context(where.texts(common, f"{verb}, each checkpoint"))
+    # Standard input can be read only once.
+    return list(texts) if "-" in where.file else texts
