@@ -226,7 +226,7 @@ def patch_over(
     weights = torch.zeros(3, len(ROLES), dtype=torch.float64)
     good, bad = 0, []
     with still(opened.model):
-        for done, pair in enumerate(pairs):
+        for done, pair in enumerate(pairs, 1):
             report(done)
             try:
                 trial, run, masks = _started(opened, readout, pair, tracing)
