@@ -45,6 +45,7 @@ _FIGURES = {
     "effective_rank": "effective rank",
     "participation_ratio": "participation ratio",
 }
+_COLUMNS = ("mean cosine", "eff. rank", "part. ratio")
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,10 @@ class CompareResult(Result):
 
         first = Table(title=self.title(), title_justify="left")
         two = len(self.spreads) == 2
-        near = "CKA: same layer" if two else "CKA: layer before"
-        alike = "most like" if two else "CKA: last layer"
-        for name in ("layer", near, alike, near.replace("CKA", "RSA"), *_FIGURES):
-            first.add_column(name.replace("_", " "))
+        near = "CKA: same" if two else "CKA: before"
+        alike = "best CKA (layer)" if two else "CKA: last"
+        for name in ("layer", near, alike, near.replace("CKA", "RSA"), *_COLUMNS):
+            first.add_column(name, no_wrap=name == "layer")
         names, others = self.spreads[0].names, self.spreads[-1].names
         for i, name in enumerate(names):
             at = i if two else i - 1
@@ -124,14 +125,14 @@ class CompareResult(Result):
             shown = brief_or_none(self.cka[i, -1])
             if two and np.isfinite(self.cka[i]).any():
                 best = int(np.nanargmax(self.cka[i]))
-                shown = f"{others[best]} {self.cka[i, best]:.3f}"
+                shown = f"{self.cka[i, best]:.3f} ({self.spreads[1].layers[best]})"
             figures = _figures(self.spreads[0], i)
             first.add_row(name, brief_or_none(pair[0]), shown, brief_or_none(pair[1]), *figures)
         if not two:
             return first
         second = Table(title=self.spreads[1].model, title_justify="left")
-        for name in ("layer", *_FIGURES):
-            second.add_column(name.replace("_", " "))
+        for name in ("layer", *_COLUMNS):
+            second.add_column(name)
         for i, name in enumerate(others):
             second.add_row(name, *_figures(self.spreads[1], i))
         return Group(first, second)

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bertkit.explain.ablation import AblationResult, ablate
+from bertkit.explain.attribution import AttributionResult, attribute
 from bertkit.explain.comparing import CompareResult, compare, compare_over
 from bertkit.explain.lenses import LensCorpusResult, LensResult, lens, lens_over
 from bertkit.explain.maps import AttentionCorpusResult, AttentionResult, attention, attention_over
 from bertkit.explain.pictures import layer_names
+from bertkit.explain.probing import ProbeResult, probe
 from bertkit.explain.result import Floats, Result
 from bertkit.explain.scores import (
     PairsResult,
@@ -22,6 +25,7 @@ from bertkit.explain.scores import (
     score_over,
 )
 from bertkit.explain.vectors import VectorCorpusResult, VectorResult, vector, vector_over
+from bertkit.explain.weakness import WeakResult, weak_over
 
 # The name of a figure, and its numbers by the names of rows, such as layers.
 Named = Iterator[tuple[str, Mapping[str, float]]]
@@ -92,13 +96,44 @@ def _compare(found: CompareResult) -> Named:
         yield name, dict(zip(spread.names, map(float, numbers), strict=True))
 
 
+def _ablate(found: AblationResult) -> Named:
+    yield "loss", {"unchanged": found.loss}
+    yield "growth of the loss without a layer", _layers(found.layers.growth, 1)
+    yield "growth of the loss without a feed-forward", _layers(found.feed_forwards.growth, 1)
+    heads = {
+        f"head {i + 1}.{j + 1}": float(value)
+        for (i, j), value in np.ndenumerate(found.heads.growth)
+    }
+    yield "growth of the loss without a head", heads
+
+
+def _attribute(found: AttributionResult) -> Named:
+    for target in found.targets:
+        yield (
+            target.name,
+            {f"{i + 1} {word.word}": word.value for i, word in enumerate(target.words)},
+        )
+
+
+def _weak(found: WeakResult) -> Named:
+    for part in (found.overall, *found.breakdowns):
+        by = f" by {part.by}" if part is not found.overall else ""
+        yield f"loss{by}", dict(zip(part.names, map(float, part.figures.loss), strict=True))
+        yield f"accuracy{by}", dict(zip(part.names, map(float, part.figures.accuracy), strict=True))
+
+
+def _probe(found: ProbeResult) -> Named:
+    yield "accuracy", _layers(found.accuracy)
+    yield "selectivity", _layers(found.selectivity)
+
+
 class Followed(NamedTuple):
     """How a verb is followed.
 
     Attributes:
         kind: of its results, for the caution.
         one: the function for one text; None: there is none.
-        over: the function for many.
+        over: the function for many; None: there is none.
         pick: named figures of what `one` gives.
         pick_over: of what `over` gives.
         settings: which of word, target and seed `one` takes.
@@ -107,7 +142,7 @@ class Followed(NamedTuple):
 
     kind: type[Result]
     one: Callable[..., Any] | None
-    over: Callable[..., Any]
+    over: Callable[..., Any] | None
     pick: Callable[[Any], Named]
     pick_over: Callable[[Any], Named]
     settings: frozenset[str] = frozenset()
@@ -122,5 +157,12 @@ FOLLOWED: dict[str, Followed] = {
     "attention": Followed(AttentionResult, attention, attention_over, _attention, _attention),
     "score": Followed(ScoreResult, score, score_over, _score, _score),
     "pairs": Followed(PairsResult, None, pairs, _pairs, _pairs),
+    "ablate": Followed(AblationResult, ablate, ablate, _ablate, _ablate, _SEED, _SEED),
+    "attribute": Followed(
+        AttributionResult, attribute, None, _attribute, _attribute, _WORD | {"target"}
+    ),
+    # These read rows with labels, and held-out ones as `dev`.
+    "probe": Followed(ProbeResult, None, probe, _probe, _probe),
+    "weak": Followed(WeakResult, None, weak_over, _weak, _weak, _SEED, _SEED),
     "compare": Followed(CompareResult, compare, compare_over, _compare, _compare, _SEED, _SEED),
 }

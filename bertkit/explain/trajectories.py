@@ -198,7 +198,7 @@ def trajectory(
     """
     way = followed(verb)
     if way.one is None:
-        raise UsageError(f"{verb} reads rows of a file, not one text")
+        raise UsageError(f"{verb} reads files, not one text")
     figures = _walk(run, verb, (way.one, way.pick), (text, settings), (device, report))
     return _result(verb, text, *figures)
 
@@ -215,10 +215,12 @@ def trajectory_over(
     """Follow a verb over many texts, which are read once for each checkpoint.
 
     Arguments and errors are those of `trajectory`, but for `texts`: what the verb's function takes
-    (of `pairs`, rows of `read_pairs`). An iterator, which cannot be read twice, is kept in memory;
-    `Texts` are read anew.
+    (of `pairs`, rows of `read_pairs`; of `probe`, labelled rows, with `dev` and `task` beside).
+    An iterator, which cannot be read twice, is kept in memory; `Texts` are read anew.
     """
     way = followed(verb)
+    if way.over is None:
+        raise UsageError(f"{verb} is followed on one text")
     again = list(texts) if isinstance(texts, Iterator) else texts
     figures = _walk(run, verb, (way.over, way.pick_over), (again, settings), (device, report))
     return _result(verb, None, *figures)

@@ -63,7 +63,11 @@ def compare(
 def trajectory(
     run: Annotated[str, Parameter(help="A run folder with its checkpoints; or a model folder.")],
     verb: Annotated[
-        str, Parameter(help="lens, vector, attention, score, pairs (with --file) or compare.")
+        str,
+        Parameter(
+            help="lens, vector, attention, score, ablate, compare; attribute with a text, pairs "
+            "and weak with --file, probe with --file and --dev."
+        ),
     ],
     text: Text = None,
     /,
@@ -72,33 +76,30 @@ def trajectory(
         list[str] | None, Parameter(help="More runs or models, in order, behind the first.")
     ] = None,
     word: Annotated[str | None, Parameter(help="As that of the verb, for one text.")] = None,
-    target: Annotated[str | None, Parameter(help="As that of `lens`, for one text.")] = None,
+    target: Annotated[str | None, Parameter(help="As that of the verb, for one text.")] = None,
+    dev: Annotated[str | None, Parameter(help="Of probe: the held-out labelled file.")] = None,
     where: Where | None = None,
     common: Common | None = None,
 ) -> None:
     """How the figures of a verb came about, along the checkpoints of a run."""
     where, common = where or Where(), common or Common()
     where.check(text)
+    if where.revision is not None:
+        raise UsageError("--revision goes with one model; download the revisions to folders")
+    if (dev is None) == (verb == "probe"):
+        raise UsageError("--dev goes with probe, which needs it: labelled rows to check on")
     from bertkit.explain.trajectories import trajectory, trajectory_over
 
     settings = _settings(verb, text, word, target, common.seed)
-    if where.revision is not None:
-        raise UsageError("--revision goes with one model; download the revisions to folders")
     models = [run, *(also or [])]
-    with ExitStack() as stack:
-        stack.enter_context(warnings_unless_refused())
+    with warnings_unless_refused(), common.progress(verb, "checkpoints") as report:
         if text is not None:
-            report = stack.enter_context(common.progress(verb, "checkpoints"))
             result = trajectory(models, verb, text, device=common.device, report=report, **settings)
         else:
-            texts = _rows(verb, where, stack, common)
-
-            def tell(done: int, total: int) -> None:
-                if done:
-                    common.say(f"{verb}: {done:,} of {total:,} checkpoints")
-
+            if dev is not None:
+                settings["dev"] = dev
             result = trajectory_over(
-                models, verb, texts, device=common.device, report=tell, **settings
+                models, verb, _rows(verb, where), device=common.device, report=report, **settings
             )
     where.give(common, result)
 
@@ -123,15 +124,19 @@ def _settings(
     return {name: value for name, value in given.items() if name in takes}
 
 
-def _rows(verb: str, where: Where, stack: ExitStack, common: Common) -> Any:
-    """What the verb reads over and over: texts, or pairs of texts."""
+def _rows(verb: str, where: Where) -> Any:
+    """What the verb reads over and over: texts, pairs of texts, a labelled file."""
+    from bertkit.infer.lines import Texts
+
     assert where.file is not None
+    if verb in ("pairs", "probe") and len(where.file) > 1:
+        raise UsageError(f"{verb} reads one file; name one --file")
+    if verb == "probe":
+        return where.file[0]
     if verb == "pairs":
         from bertkit.infer.minimal_pairs import read_pairs
 
-        if len(where.file) > 1:
-            raise UsageError("pairs reads one file; name one --file")
         return list(read_pairs(where.file[0]))
-    texts = stack.enter_context(where.texts(common, f"{verb}, each checkpoint"))
+    texts = Texts(where.file, where.field)
     # Standard input can be read only once.
     return list(texts) if "-" in where.file else texts

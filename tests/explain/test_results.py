@@ -22,7 +22,6 @@ from bertkit.explain.attribution_totals import attribute_over
 from bertkit.explain.comparing import compare, compare_over
 from bertkit.explain.contributions import AttributionOptions
 from bertkit.explain.directions import Pushes
-from bertkit.explain.comparing import compare, compare_over
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention, attention_over
 from bertkit.explain.page import Section, html_page

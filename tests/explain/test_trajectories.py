@@ -15,17 +15,22 @@ from bertkit import runtime
 from bertkit.checkpoint.store import list_steps
 from bertkit.errors import CheckpointError, UsageError
 from bertkit.explain import trajectories as trajectories_module
+from bertkit.explain.ablation import ablate
+from bertkit.explain.attribution import attribute
 from bertkit.explain.comparing import compare_over
 from bertkit.explain.followed import FOLLOWED
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention_over
 from bertkit.explain.opening import open_model
 from bertkit.explain.pictures import lines
+from bertkit.explain.probe_training import ProbeSettings
+from bertkit.explain.probing import probe
 from bertkit.explain.scores import pairs, score, score_over
 from bertkit.explain.trajectories import TrajectoryResult, points, trajectory, trajectory_over
 from bertkit.explain.vectors import vector_over
+from bertkit.explain.weakness import weak_over
 from bertkit.infer.minimal_pairs import MinimalPair
-from bertkit.tasks.records import Place
+from bertkit.tasks.records import Place, TextRow
 from bertkit.train.pretrain import pretrain
 from tests.explain.models import opened
 from tests.train.conftest import small_recipe, topic_words, write_data
@@ -121,6 +126,39 @@ def test_one_text_and_pairs(run: Path) -> None:
     assert accuracy.values[:, -1].tolist() == [told.accuracy, *(k.accuracy for k in told.kinds)]
 
 
+def test_verbs_with_figures_of_their_own(run: Path) -> None:
+    last = open_model(run, "cpu")
+    found = named(trajectory_over(run, "ablate", TEXTS[:2], device="cpu"))
+    heads = found["growth of the loss without a head"]
+    assert heads.rows == ["head 1.1", "head 1.2", "head 2.1", "head 2.2"]
+    told = ablate(last, TEXTS[:2])
+    np.testing.assert_array_equal(heads.values[:, -1], told.heads.growth.ravel())
+    assert found["loss"].values[0, -1] == told.loss
+
+    [series] = trajectory(run, "attribute", TEXTS[0], word=1, device="cpu").series
+    [target] = attribute(last, TEXTS[0], word=1).targets
+    np.testing.assert_array_equal(series.values[:, -1], [word.value for word in target.words])
+
+    found = named(trajectory_over(run, "weak", TEXTS, device="cpu"))
+    parts = weak_over(last, TEXTS)
+    assert found["loss"].values[0, -1] == parts.overall.figures.loss[0]
+    assert {f"loss by {part.by}" for part in parts.breakdowns} < found.keys()
+
+    labelled = [
+        TextRow(str(i), text, None, "ab"[i % 2], Place("f", i)) for i, text in enumerate(TEXTS)
+    ]
+    settings: dict[str, Any] = {
+        "dev": labelled,
+        "task": "classify",
+        "settings": ProbeSettings(steps=3),
+    }
+    found = named(trajectory_over(run, "probe", labelled, device="cpu", **settings))
+    expected = probe(last, labelled, **settings)
+    np.testing.assert_array_equal(found["accuracy"].values[:, -1], expected.accuracy)
+    with pytest.raises(UsageError, match="on one text"):
+        trajectory_over(run, "attribute", TEXTS)
+
+
 @pytest.mark.parametrize(("verb", "most"), [("attention", 1), ("compare", 2)])
 def test_one_model_is_open_at_a_time(
     run: Path, verb: str, most: int, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +213,7 @@ def test_damaged_checkpoints_are_passed_over(
 def test_refusals() -> None:
     with pytest.raises(UsageError, match=f"it follows {', '.join(FOLLOWED)}"):
         trajectory(opened(), "guess", "the cat")
-    with pytest.raises(UsageError, match="rows of a file"):
+    with pytest.raises(UsageError, match="reads files"):
         trajectory(opened(), "pairs", "the cat")
     with pytest.raises(UsageError, match="list of models is empty"):
         trajectory([], "score", "the cat")

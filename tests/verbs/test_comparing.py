@@ -59,7 +59,9 @@ def test_refusals_are_one_line(model: str, texts: str, capsys: pytest.CaptureFix
         (2, ["trajectory", model, "guess", "the cat"], "it follows lens"),
         (2, ["trajectory", model, "score", "the cat", "--target", "a"], "--target does not go"),
         (2, ["trajectory", model, "lens", "--file", texts, "--word", "a"], "--word does not go"),
-        (2, ["trajectory", model, "pairs", "the cat"], "rows of a file"),
+        (2, ["trajectory", model, "pairs", "the cat"], "reads files"),
+        (2, ["trajectory", model, "attribute", "--file", texts], "on one text"),
+        (2, ["trajectory", model, "probe", "--file", texts], "--dev goes with probe"),
         (1, ["trajectory", f"{model}/none", "score", "the cat"], "no such folder"),
     ):
         assert main(["explain", *arguments, "--quiet", "--device", "cpu"]) == status
@@ -91,6 +93,11 @@ def test_trajectory_follows_checkpoints_in_order(
     pairs.write_text("good,bad\nthe cat ran,cat the ran\na dog,dog a\n", encoding="utf-8")
     found = run(capsys, "trajectory", run_folder, "pairs", "--file", str(pairs))
     assert found["series"][0]["rows"] == ["all pairs"]
+    rows = tmp_path / "rows.conll"
+    rows.write_text("the O\ncat B\nsat O\n\na O\ndog B\nran O\n\n" * 4, encoding="utf-8")
+    files = ("--file", str(rows), "--dev", str(rows))
+    found = run(capsys, "trajectory", run_folder, "probe", *files)
+    assert [one["name"] for one in found["series"]] == ["accuracy", "selectivity"]
     stream = io.TextIOWrapper(io.BytesIO(b"the cat sat on\na dog\n"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", stream)
@@ -99,4 +106,4 @@ def test_trajectory_follows_checkpoints_in_order(
     assert main(["explain", "trajectory", run_folder, "score", "--file", texts]) == 0
     out, err = capsys.readouterr()
     assert "step 10" in out
-    assert "2 of 2 checkpoints" in err
+    assert "score: 2 checkpoints" in err
