@@ -225,13 +225,7 @@ def compare_over(
     if sample < 4:
         raise UsageError(f"a sample of {sample} vectors: RSA needs at least 4")
     models = [open_model(one) for one in (model, other) if one is not None]
-    same = same_tokenizer(models[0].tokenizer, models[-1].tokenizer)
-    unit = unit or ("token" if same else "word")
-    if unit == "token" and not same:
-        raise UsageError(
-            f"{models[0].name} and {models[1].name} cut texts into other tokens; compare words "
-            "or texts"
-        )
+    unit = _unit(models, unit)
     layers, pairs = plan(models)
     sums, drawn, read, cut = Sums(pairs), Sample(sample), 0, 0
     with ExitStack() as stack:
@@ -259,6 +253,17 @@ def compare_over(
             for side, (one, kept) in enumerate(zip(models, layers, strict=True))
         ],
     )
+
+
+def _unit(models: Sequence[Opened], asked: Unit | None) -> Unit:
+    """What has a vector: what was asked for, else the smallest thing that the models share."""
+    same = same_tokenizer(models[0].tokenizer, models[-1].tokenizer)
+    if asked == "token" and not same:
+        raise UsageError(
+            f"{models[0].name} and {models[1].name} cut texts into other tokens; compare words "
+            "or texts"
+        )
+    return asked or ("token" if same else "word")
 
 
 def plan(models: Sequence[Opened]) -> tuple[list[list[int]], list[Pair]]:
