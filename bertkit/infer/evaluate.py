@@ -131,12 +131,7 @@ def evaluate_file(
     _check_free(options)
     if other is not None:
         _check_alike(task, other.task)
-    file = open_rows(path, task.name, options.columns)
-    say(f"{'standard input' if file.path == '-' else file.path}:")
-    for line in file.describe():
-        say(f"  {line}")
-    if not file.labelled:
-        raise DataError("there are no labels in it; to have it labelled: bertkit predict", path)
+    file = _open_labelled(path, task, options, say)
     total = 0 if file.path == "-" else _look_through(file, task, options.skip_bad_rows, say)
     metric = options.metric or task.metric
     bad, gathered = BadRows(), Report(task.meter, options.out, metric)
@@ -166,6 +161,18 @@ def evaluate_file(
         [] if options.out is None else sorted(options.out.iterdir()),
         **compared,
     )
+
+
+def _open_labelled(
+    path: str | Path, task: Task[Any], options: EvaluateOptions, say: Callable[[str], None]
+) -> RowFile:
+    file = open_rows(path, task.name, options.columns)
+    say(f"{'standard input' if file.path == '-' else file.path}:")
+    for line in file.describe():
+        say(f"  {line}")
+    if not file.labelled:
+        raise DataError("there are no labels in it; to have it labelled: bertkit predict", path)
+    return file
 
 
 def _check_free(options: EvaluateOptions) -> None:

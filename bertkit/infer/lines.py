@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bertkit.errors import UsageError
 from bertkit.tasks.records import Place
 from bertkit.text.corpus import CorpusOptions, read_documents
 
@@ -36,15 +37,23 @@ def read_lines(sources: Sequence[str], field: str = "text") -> Iterator[Line]:
         yield Line(" ".join(document.paragraphs), Place(document.source, document.line))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Texts:
     """The texts of files; each pass reads them anew, so that they need not fit in memory."""
 
     sources: Sequence[str]
     field: str = "text"
+    _begun: bool = False
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the texts alone."""
+        """Yield the texts alone.
+
+        Raises:
+            UsageError: standard input is to be read a second time.
+        """
+        if self._begun and "-" in self.sources:
+            raise UsageError("the texts are read more than once; name a file instead of -")
+        self._begun = True
         return (line.text for line in read_lines(self.sources, self.field))
 
 

@@ -31,7 +31,10 @@ class Where:
 
     file: Annotated[
         list[str] | None,
-        Parameter(help="Text files (a text a line) or tables; - is standard input."),
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Text files (a text a line) or tables; - is standard input.",
+        ),
     ] = None
     field: Annotated[str, Parameter(help="The column of tables that holds the text.")] = "text"
     html: Annotated[Path | None, Parameter(help="Write a page with pictures.")] = None

@@ -74,7 +74,10 @@ def lens(
 
 def tune_lens(
     model: Model,
-    corpus: Annotated[list[str], Parameter(help="Text files (a text a line) or tables.")],
+    corpus: Annotated[
+        list[str],
+        Parameter(allow_leading_hyphen=True, help="Text files (a text a line) or tables."),
+    ],
     /,
     *,
     out: Annotated[Path, Parameter(help="The file to write, .safetensors.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def test_files_in_every_verb(
     assert [word["word"] for word in rows[1]["words"]] == ["我", "爱", "北", "京"]
     assert main(["score", model, texts, "--device", "cpu", "--quiet"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == rows
+
+
+def test_standard_input_is_a_file_too(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("the cat\n我爱\n".encode())))
+    assert run(capsys, "explain", "lens", model, "--file", "-")["texts"] == 2
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
+    arguments = ["explain", "ablate", model, "--file", "-", "--how", "mean", "--device", "cpu"]
+    assert main([*arguments, "--quiet"]) == 2
+    assert "more than once; name a file" in capsys.readouterr().err
 
 
 def test_a_tuned_lens_is_trained_and_used(
