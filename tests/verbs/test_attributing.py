@@ -10,14 +10,13 @@ import pytest
 
 from bertkit.cli import main
 from tests.tasks import tiny
+from tests.verbs.running import run_explain
 
 TAGS = tiny.labels("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    flags = ("--json", "--quiet", "--device", "cpu")
-    assert main(["explain", "attribute", *arguments, *flags]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+    return run_explain(capsys, "attribute", *arguments)
 
 
 def folder(kind: str, **settings: Any) -> str:

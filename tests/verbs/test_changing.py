@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bertkit.cli import main
 from tests.tasks import tiny
+from tests.verbs.running import run_explain
 
 CLEAN, CORRUPT = "The cat [MASK] on the mat.", "The dog [MASK] on the mat."
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(tiny.folder("BertForMaskedLM"))
 
 
 @pytest.fixture
@@ -32,21 +26,20 @@ def files(tmp_path: Path) -> dict[str, str]:
     return {"TEXTS": str(texts), "PAIRS": str(pairs)}
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main(["explain", *arguments, "--json", "--quiet", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
 def test_a_vector_is_pushed(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "p.html"
     flags = ("--towards", "sat", "--step", "0.5", "--layer", "2", "--layer", "0", "--random", "3")
-    found = run(capsys, "perturb-vector", model, CLEAN, *flags, "--html", str(page), "--top", "2")
+    found = run_explain(
+        capsys, "perturb-vector", model, CLEAN, *flags, "--html", str(page), "--top", "2"
+    )
     (at,) = found["positions"]
     assert (found["verb"], found["steps"]) == ("perturb-vector", [-0.5, 0.0, 0.5])
     assert (at["target"], at["layers"]) == ("sat", [0, 2])
     assert len(at["names"][0][0][0]) == 2
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
-    again = run(capsys, "perturb-vector", model, "the cat the", "--word", "#2", "--layer", "1")
+    again = run_explain(
+        capsys, "perturb-vector", model, "the cat the", "--word", "#2", "--layer", "1"
+    )
     assert again["positions"][0]["target"] == "the"
     assert again["tokens"][3] == "[the]"
 
@@ -55,23 +48,25 @@ def test_vectors_of_a_file_are_pushed(
     model: str, files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--positions", "3", "--step", "1", "--random", "2", "--seed", "4")
-    found = run(capsys, "perturb-vector", model, "--file", files["TEXTS"], *flags)
+    found = run_explain(capsys, "perturb-vector", model, "--file", files["TEXTS"], *flags)
     assert (found["texts"], found["positions"]) == (3, 3)
     assert len(found["singular_kl"]) == 3
-    assert found == run(capsys, "perturb-vector", model, "--file", files["TEXTS"], *flags)
+    assert found == run_explain(capsys, "perturb-vector", model, "--file", files["TEXTS"], *flags)
 
 
 def test_states_are_patched(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--target", "sat", "--site", "hidden", "--site", "feed-forward")
-    found = run(capsys, "patch", model, CLEAN, CORRUPT, *flags)
+    found = run_explain(capsys, "patch", model, CLEAN, CORRUPT, *flags)
     assert [one["site"] for one in found["sites"]] == ["hidden", "feed-forward"]
     assert found["columns"][2] == "cat → dog"
-    noisy = run(capsys, "patch", model, CLEAN, "--noise", "#1", "--draws", "2", "--by", "word")
+    noisy = run_explain(
+        capsys, "patch", model, CLEAN, "--noise", "#1", "--draws", "2", "--by", "word"
+    )
     assert noisy["columns"][2] == "cat + noise"
     assert noisy["draws"] == 2
     texts = str(tiny.folder("BertForSequenceClassification", **tiny.labels("x", "y", "z")))
     flags = ("--pair", "a dog", "--corrupt_pair", "a mat", "--target", "y")
-    assert run(capsys, "patch", texts, "the cat", "the cat", *flags)["label"] == "[CLS]"
+    assert run_explain(capsys, "patch", texts, "the cat", "the cat", *flags)["label"] == "[CLS]"
     assert main(["explain", "patch", model, CLEAN, CORRUPT, "--device", "cpu"]) == 0
     assert "cat → dog" in capsys.readouterr().out
 
@@ -80,7 +75,7 @@ def test_pairs_of_a_file_are_patched(
     model: str, files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--clean", "good", "--corrupt", "bad", "--target_column", "word")
-    found = run(capsys, "patch", model, "--file", files["PAIRS"], *flags, "--skip-bad-rows")
+    found = run_explain(capsys, "patch", model, "--file", files["PAIRS"], *flags, "--skip-bad-rows")
     assert (found["pairs"], found["skipped"]) == (1, 1)
     line = ["explain", "patch", model, "--file", files["PAIRS"], *flags, "--quiet"]
     assert main([*line, "--device", "cpu"]) == 1

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bertkit.checkpoint.store import save_step
 from bertkit.cli import main
-from tests.tasks import tiny
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(tiny.folder("BertForMaskedLM"))
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    path = tmp_path / "texts.txt"
-    lines = ["the cat sat on the mat", "", "我爱北京", *["a dog ran in the park"] * 20]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main(["explain", *arguments, "--json", "--quiet", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+from tests.verbs.running import run_explain
 
 
 def test_compare_reads_files_and_one_text(
     model: str, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    found = run(capsys, "compare", model, "--file", texts, "--html", str(page))
+    found = run_explain(capsys, "compare", model, "--file", texts, "--html", str(page))
     assert (found["verb"], found["texts"], found["debiased"]) == ("compare", 22, True)
     assert len(found["cka"]) == 3
     assert "CKA of layers" in page.read_text(encoding="utf-8")
-    found = run(
-        capsys, "compare", model, "a dog ran on", "--other", model, "--biased", "--unit", "word"
+    found = run_explain(
+        capsys,
+        "compare",
+        model,
+        "a dog ran on",
+        "--other",
+        model,
+        "--biased",
+        "--unit",
+        "word",
     )
     assert (found["unit"], found["debiased"], len(found["spreads"])) == ("word", False, 2)
     assert found["cka"][1][1] == pytest.approx(1)
@@ -57,8 +45,16 @@ def test_refusals_are_one_line(model: str, texts: str, capsys: pytest.CaptureFix
         (2, ["compare", model, "the cat sat on", "--unit", "line"], "line"),
         (1, ["compare", model, "cat"], "at least 4"),
         (2, ["trajectory", model, "guess", "the cat"], "it follows lens"),
-        (2, ["trajectory", model, "score", "the cat", "--target", "a"], "--target does not go"),
-        (2, ["trajectory", model, "lens", "--file", texts, "--word", "a"], "--word does not go"),
+        (
+            2,
+            ["trajectory", model, "score", "the cat", "--target", "a"],
+            "--target does not go",
+        ),
+        (
+            2,
+            ["trajectory", model, "lens", "--file", texts, "--word", "a"],
+            "--word does not go",
+        ),
         (2, ["trajectory", model, "pairs", "the cat"], "reads files"),
         (2, ["trajectory", model, "attribute", "--file", texts], "on one text"),
         (2, ["trajectory", model, "probe", "--file", texts], "--dev goes with probe"),
@@ -82,26 +78,26 @@ def test_trajectory_follows_checkpoints_in_order(
     for step in (5, 10):
         save_step(root, step, write, 9)
     run_folder = str(root.parent)
-    found = run(capsys, "trajectory", run_folder, "lens", "--file", texts, "--also", model)
+    found = run_explain(capsys, "trajectory", run_folder, "lens", "--file", texts, "--also", model)
     assert found["steps"] == [5, 10, None]
     assert found["checkpoints"] == ["step 5", "step 10", model]
     assert [one["name"] for one in found["series"]] == ["accuracy", "loss"]
     masked = ("the cat [MASK] on", "--target", "sat")
-    found = run(capsys, "trajectory", run_folder, "lens", *masked)
+    found = run_explain(capsys, "trajectory", run_folder, "lens", *masked)
     assert found["series"][0]["name"] == "probability of sat at [MASK]"
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("good,bad\nthe cat ran,cat the ran\na dog,dog a\n", encoding="utf-8")
-    found = run(capsys, "trajectory", run_folder, "pairs", "--file", str(pairs))
+    found = run_explain(capsys, "trajectory", run_folder, "pairs", "--file", str(pairs))
     assert found["series"][0]["rows"] == ["all pairs"]
     rows = tmp_path / "rows.conll"
     rows.write_text("the O\ncat B\nsat O\n\na O\ndog B\nran O\n\n" * 4, encoding="utf-8")
     files = ("--file", str(rows), "--dev", str(rows))
-    found = run(capsys, "trajectory", run_folder, "probe", *files)
+    found = run_explain(capsys, "trajectory", run_folder, "probe", *files)
     assert [one["name"] for one in found["series"]] == ["accuracy", "selectivity"]
     stream = io.TextIOWrapper(io.BytesIO(b"the cat sat on\na dog\n"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdin", stream)
-        found = run(capsys, "trajectory", run_folder, "compare", "--file=-", "--seed", "3")
+        found = run_explain(capsys, "trajectory", run_folder, "compare", "--file=-", "--seed", "3")
     assert found["series"][0]["values"][0] == pytest.approx([1, 1])
     assert main(["explain", "trajectory", run_folder, "score", "--file", texts]) == 0
     out, err = capsys.readouterr()

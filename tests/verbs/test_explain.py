@@ -5,31 +5,12 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from bertkit.cli import main
-from tests.tasks import tiny
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(tiny.folder("BertForMaskedLM"))
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    path = tmp_path / "texts.txt"
-    lines = ["the cat sat on the mat", "", "我爱北京", *["a dog ran in the park"] * 20]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main([*arguments, "--json", "--quiet", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+from tests.verbs.running import run
 
 
 def test_one_text_in_every_verb(
@@ -75,7 +56,17 @@ def test_standard_input_is_a_file_too(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("the cat\n我爱\n".encode())))
     assert run(capsys, "explain", "lens", model, "--file", "-")["texts"] == 2
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat")))
-    arguments = ["explain", "ablate", model, "--file", "-", "--how", "mean", "--device", "cpu"]
+    arguments = [
+        "explain",
+        "ablate",
+        model,
+        "--file",
+        "-",
+        "--how",
+        "mean",
+        "--device",
+        "cpu",
+    ]
     assert main([*arguments, "--quiet"]) == 2
     assert "more than once; name a file" in capsys.readouterr().err
 
@@ -119,7 +110,11 @@ def test_tables_are_for_people(model: str, capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(
-    model: str, texts: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    model: str,
+    texts: str,
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     known = {"MODEL": model, "FILE": texts}
     assert main(["explain", *(known.get(word, word) for word in arguments), "--quiet"]) == 2

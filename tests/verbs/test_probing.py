@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +10,7 @@ import pytest
 from bertkit.cli import main
 from bertkit.text.tokenizer import BertTokenizer
 from tests.tasks import tiny
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(tiny.folder("BertForMaskedLM"))
+from tests.verbs.running import run_explain
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +29,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {key: str(folder / name) for key, (name, _) in made.items()}
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main(["explain", *arguments, "--json", "--quiet", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
 def test_probes_of_words_and_of_texts(
     model: str, files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, arrays = tmp_path / "p.html", tmp_path / "a.npz"
     flags: tuple[str, ...] = ("--steps", "60", "--html", str(page), "--npz", str(arrays))
-    found = run(capsys, "probe", model, files["TAGS"], files["TAGS"], *flags)
+    found = run_explain(capsys, "probe", model, files["TAGS"], files["TAGS"], *flags)
     assert found["labels"] == ["D", "N", "P", "V"]
     assert found["accuracy"][0] == 1
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     with np.load(arrays) as kept:
         assert kept["selectivity"].tolist() == found["selectivity"]
     flags = ("--task", "classify", "--pooling", "mean", "--steps", "60", "--most", "10")
-    found = run(capsys, "probe", model, files["LABELS"], files["LABELS"], *flags)
+    found = run_explain(capsys, "probe", model, files["LABELS"], files["LABELS"], *flags)
     assert (found["train_rows"], found["train_total"]) == (10, 16)
     assert (found["dev_rows"], found["reads"]) == (5, "mean of the tokens")
 
@@ -60,11 +49,11 @@ def test_probes_of_words_and_of_texts(
 def test_where_a_model_is_weak(
     model: str, files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(capsys, "weak", model, "--file", files["TEXTS"], "--seed", "3")
-    lens = run(capsys, "lens", model, "--file", files["TEXTS"], "--seed", "3")
+    found = run_explain(capsys, "weak", model, "--file", files["TEXTS"], "--seed", "3")
+    lens = run_explain(capsys, "lens", model, "--file", files["TEXTS"], "--seed", "3")
     assert found["overall"]["figures"]["loss"] == pytest.approx(lens["loss"][-1:], rel=1e-5)
     assert found["texts"] == 18
-    other = run(capsys, "weak", model, "--file", files["TEXTS"], "--other", model)
+    other = run_explain(capsys, "weak", model, "--file", files["TEXTS"], "--other", model)
     assert other["overall"]["change"]["loss"] == [0]
     assert main(["explain", "weak", model, "--file", files["TEXTS"], "--device", "cpu"]) == 0
     assert "Chinese character" in capsys.readouterr().out

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bertkit.cli import main
 from tests.tasks import tiny
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    return str(tiny.folder("BertForMaskedLM"))
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    path = tmp_path / "texts.txt"
-    lines = ["the cat sat on the mat", "", "我爱北京", *["a dog ran in the park"] * 6]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    assert main(["explain", *arguments, "--json", "--quiet", "--device", "cpu"]) == 0
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
+from tests.verbs.running import run_explain
 
 
 def test_files_and_single_texts(
@@ -36,18 +17,18 @@ def test_files_and_single_texts(
     page, arrays = tmp_path / "p.html", tmp_path / "a.npz"
     flags = ("--html", str(page), "--npz", str(arrays), "--by", "module", "--texts", "3")
     changes = ("--change", "zero", "--change", "quantise:4:row", "--tensors", "*layer.1*")
-    found = run(capsys, "perturb-weights", model, "--file", texts, *changes, *flags)
+    found = run_explain(capsys, "perturb-weights", model, "--file", texts, *changes, *flags)
     assert found["texts"] == 3
     assert found["changes"] == ["zero", "4 bits a row"]
     assert len(found["tensors"]) == 8
     assert page.exists()
     assert arrays.exists()
-    found = run(capsys, "perturb-weights", model, "the cat [MASK]", "--by", "layer")
+    found = run_explain(capsys, "perturb-weights", model, "the cat [MASK]", "--by", "layer")
     assert (found["texts"], len(found["changes"])) == (1, 4)
-    found = run(capsys, "ablate", model, "--file", texts, "--how", "mean")
-    assert (found["texts"], found["how"]) == (8, "mean")
+    found = run_explain(capsys, "ablate", model, "--file", texts, "--how", "mean")
+    assert (found["texts"], found["how"]) == (22, "mean")
     asker = str(tiny.folder("BertForQuestionAnswering"))
-    found = run(capsys, "ablate", asker, "who is it?", "--pair", "it is mary")
+    found = run_explain(capsys, "ablate", asker, "who is it?", "--pair", "it is mary")
     assert found["questions"] == 2
 
 
@@ -56,15 +37,15 @@ def test_prune_writes_a_folder(
 ) -> None:
     out = str(tmp_path / "small")
     flags = ("--out", out, "--least_layers", "1", "--width", "10", "--file", texts)
-    found = run(capsys, "prune", model, *flags)
+    found = run_explain(capsys, "prune", model, *flags)
     assert found["sizes"][1]["layers"] == 1
-    assert found["lost"]["texts"] == 8
+    assert found["lost"]["texts"] == 22
     assert main(["explain", "prune", model, *flags, "--quiet"]) == 2
     assert "holds a model" in capsys.readouterr().err
-    found = run(capsys, "prune", out, "--out", out + "2", "--heads", "1.2")
+    found = run_explain(capsys, "prune", out, "--out", out + "2", "--heads", "1.2")
     assert found["heads"] == [[1, 2]]
     assert found["lost"] is None
-    assert run(capsys, "score", out + "2", "the cat")["tokens"] == 2
+    assert run_explain(capsys, "score", out + "2", "the cat")["tokens"] == 2
 
 
 def test_tables_and_progress_are_for_people(
@@ -73,7 +54,7 @@ def test_tables_and_progress_are_for_people(
     assert main(["explain", "ablate", model, "--file", texts, "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     assert "feed-forward 2" in out
-    assert "ablating: 8 texts" in err
+    assert "ablating: 22 texts" in err
 
 
 @pytest.mark.parametrize(
