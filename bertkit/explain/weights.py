@@ -100,20 +100,23 @@ class WeightsResult(Result):
         )
 
     def table(self) -> RenderableType:
-        """A row a tensor."""
+        """A row a tensor; of several changes the loss alone, so that a terminal has room."""
         from rich.table import Table
 
-        table = Table(title=self.title(), title_justify="left")
-        told = "\nloss (predicted) KL flips"
-        for name in ("weights", "numbers", "Fisher", *(name + told for name in self.changes)):
-            table.add_column(name)
+        several = len(self.changes) > 1
+        caption = "growth of the loss; --json, --npz and --html have KL, flips and predictions too"
+        table = Table(
+            title=self.title(), title_justify="left", caption=caption if several else None
+        )
+        figures = self.changes if several else ("loss", "predicted", "KL", "flips")
+        for name in ("weights", "Fisher", *figures):
+            table.add_column(name, justify="left" if name == "weights" else "right")
         for i, label in enumerate(self.labels):
-            cells = (
-                f"{self.growth[i, c]:+.3g} ({self.predicted[i, c]:+.2g}) "
-                f"{self.kl[i, c]:.3g} {self.flips[i, c]:.1%}"
-                for c in range(len(self.changes))
-            )
-            table.add_row(label, f"{self.sizes[i]:,}", f"{self.fisher[i]:.2g}", *cells)
+            cells = [f"{growth:+.4f}" for growth in self.growth[i]]
+            if not several:
+                cells += [f"{self.predicted[i, 0]:+.4f}", f"{self.kl[i, 0]:.4f}"]
+                cells += [f"{self.flips[i, 0]:.1%}"]
+            table.add_row(label, f"{self.fisher[i]:.2g}", *cells)
         return table
 
     def sections(self) -> list[Section]:
