@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -235,8 +236,17 @@ def _start_worker(settings: EncodeSettings) -> None:
     """In each worker process: one thread, and Ctrl-C is the parent's business."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = ChunkEncoder(settings)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for ever: it holds both ends of its queue."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(path: Path, chunk: Chunk) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -418,6 +419,29 @@ def test_parts_come_back_and_damage_is_seen(tmp_path: Path, tokenizer: Path) -> 
     for damaged in (b"", b"junk", whole[:-1], whole + b"x", whole[:300] + b"\x99" + whole[301:]):
         path.write_bytes(damaged)
         assert read_part(path, key) is None
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path, tokenizer: Path) -> None:
+    path = tmp_path / "run.py"
+    path.write_text(
+        "import time, psutil\n"
+        "from pathlib import Path\n"
+        "from bertkit.train.parts import EncodeSettings, make_parts\n"
+        "def jobs():\n"
+        f"    yield Path({str(tmp_path)!r}) / 'a', [['one']]\n"
+        f"    yield Path({str(tmp_path)!r}) / 'b', [['two']]\n"
+        "    print(*(child.pid for child in psutil.Process().children()), flush=True)\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        f"    list(make_parts(jobs(), EncodeSettings({str(tokenizer)!r}, 'x'), 2))\n"
+    )
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(number)) for number in parent.stdout.readline().split()]
+        assert len(workers) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
 
 
 @pytest.mark.slow
