@@ -121,7 +121,12 @@ def test_cmrc_scores_are_their_definition(text: str, answers: list[str]) -> None
     assert cmrc_scores(text, answers) == plain_cmrc(text, answers)
 
 
-@given(texts, st.text(max_size=20))
+# Python's `re`, in which NLTK read when CMRC was published, and the engine of newer NLTKs differ in
+# what is a space or a part of a word: in control characters, combining marks and odd numbers.
+agreed = st.characters(categories=("L", "Nd", "Po", "Ps", "Pe", "Pi", "Pf", "Pd", "Sm", "Sc", "Zs"))
+
+
+@given(texts, st.text(agreed, max_size=20))
 def test_words_are_nltks(text: str, other: str) -> None:
     for one in (text, other, text + other):
         kept = "".join(c for c in one.lower() if c not in MARKS)
