@@ -93,7 +93,9 @@ class Result(ABC):
         """`table()` as plain text."""
         from rich.console import Console
 
-        console = Console(width=width, color_system=None, force_terminal=False, no_color=True)
+        console = Console(
+            width=width, color_system=None, force_terminal=False, no_color=True, markup=False
+        )
         with console.capture() as capture:
             console.print(self.table())
         return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").splitlines())

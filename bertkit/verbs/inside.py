@@ -73,7 +73,7 @@ class Where:
             return
         from rich.console import Console
 
-        Console().print(result.table())
+        Console(markup=False).print(result.table())  # texts have brackets of their own
 
 
 @dataclass(frozen=True)

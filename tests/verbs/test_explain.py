@@ -180,3 +180,12 @@ def test_every_public_name_resolves() -> None:
     for name in explain.__all__:
         assert getattr(explain, name).__name__ == name
     assert not hasattr(explain, "nothing")
+
+
+def test_brackets_of_the_text_are_not_markup(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "score", model, "a [red]cat[/red] [/b]", "--device", "cpu"]) == 0
+    assert "a [red]cat[/red] [/b]" in " ".join(capsys.readouterr().out.split())
+    assert main(["explain", "lens", model, "the cat", "--word", "cat", "--device", "cpu"]) == 0
+    assert "[cat]" in capsys.readouterr().out
