@@ -64,7 +64,7 @@ def run(script: str, **given: Any) -> list[Any]:
     return printed
 
 
-def check(script: str, **given: Any) -> list[Any]:
+def assert_moves(script: str, **given: Any) -> list[Any]:
     """Run the script for both libraries; what it prints must be the same, numbers within 1e-5.
 
     A name `out` in the script is an empty folder.
@@ -82,11 +82,11 @@ def check(script: str, **given: Any) -> list[Any]:
     assert theirs
     assert len(ours) == len(theirs)
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        same(a, b, f"print {i + 1}")
+        assert_same(a, b, f"print {i + 1}")
     return ours
 
 
-def same(a: Any, b: Any, where: str) -> None:
+def assert_same(a: Any, b: Any, where: str) -> None:
     """Equal in kind and value; floats within 1e-5."""
     if isinstance(b, Tensor):
         assert isinstance(a, Tensor), where
@@ -100,11 +100,11 @@ def same(a: Any, b: Any, where: str) -> None:
         assert isinstance(a, Mapping), where
         assert list(a) == list(b), where
         for key in b:
-            same(a[key], b[key], f"{where}, {key}")
+            assert_same(a[key], b[key], f"{where}, {key}")
     elif isinstance(b, (list, tuple)):
         assert isinstance(a, type(b)) or isinstance(a, (list, tuple)), where
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}, item {i}")
+            assert_same(x, y, f"{where}, item {i}")
     else:
         assert a == b, where

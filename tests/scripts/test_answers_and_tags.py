@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scripts.moved import check, folder
+from tests.scripts.moved import assert_moves, folder
 
 QUESTIONS = {
     "en": ("Where is the cat?",
@@ -45,7 +45,7 @@ print(model(**inputs, start_positions=torch.tensor([start]),
             end_positions=torch.tensor([end])).loss)
 """
     path = folder("BertForQuestionAnswering", language)
-    printed = check(script, folder=path, pair=QUESTIONS[language])
+    printed = assert_moves(script, folder=path, pair=QUESTIONS[language])
     assert printed[1][0]
 
 
@@ -96,7 +96,7 @@ print(full, loss, model.qa_outputs.weight.grad)
 """
     answers = {"en": ["the mat", "under the table"], "zh": ["垫子", "语言"]}[language]
     path = folder("BertForQuestionAnswering", language)
-    printed = check(script, folder=path, pair=QUESTIONS[language], answers=answers)
+    printed = assert_moves(script, folder=path, pair=QUESTIONS[language], answers=answers)
     assert len(printed[0][0]) > 2
     assert printed[-1][0]
 
@@ -165,7 +165,7 @@ print([[model.config.id2label[p.item()] for p, l in zip(row, gold) if l != -100]
 """
     path = folder("BertForTokenClassification", language, num_labels=len(NAMES))
     words, tags = TAGGED[language]
-    check(script, folder=path, words=words, tags=tags, names=NAMES)
+    assert_moves(script, folder=path, words=words, tags=tags, names=NAMES)
 
 
 def test_choosing_between_endings() -> None:
@@ -187,4 +187,4 @@ one = tokenizer([prompts[0]] * 2, endings[0], return_tensors="pt", padding=True)
 one = {k: v.unsqueeze(0) for k, v in one.items()}
 print(model(**one, labels=torch.tensor(0).unsqueeze(0)).loss)
 """
-    check(script, folder=folder("BertForMultipleChoice"))
+    assert_moves(script, folder=folder("BertForMultipleChoice"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.scripts.moved import check, folder
+from tests.scripts.moved import assert_moves, folder
 
 TEXTS = {
     "en": ["the film was very good", "a dull film, not good", "great", "bad and dull!",
@@ -77,7 +77,7 @@ print(before, logits, again.training, again.config.id2label, again.config.label2
 print(again.config.id2label[logits.argmax().item()], again.config.num_labels, again.num_labels)
 """
     path = folder("BertForSequenceClassification", language)
-    printed = check(script, folder=path, texts=TEXTS[language], labels=LABELS)
+    printed = assert_moves(script, folder=path, texts=TEXTS[language], labels=LABELS)
     assert len(printed) == 1 + 9 + 3 + 2
     torch.testing.assert_close(printed[-2][0], printed[-2][1])
 
@@ -122,7 +122,7 @@ for epoch in range(3):
         print(loss.item(), logits, batch["input_ids"], sorted(batch))
 """
     path = folder("BertForSequenceClassification")
-    assert len(check(script, folder=path, texts=TEXTS["en"], labels=LABELS)) == 6
+    assert len(assert_moves(script, folder=path, texts=TEXTS["en"], labels=LABELS)) == 6
 
 
 def test_a_new_head_on_a_pretrained_encoder_that_stays_frozen() -> None:
@@ -157,7 +157,7 @@ print(model(**batch, labels=torch.tensor([2, 0, 1, 0, 1, 2])).loss.backward())
 print(model.bert.encoder.layer[1].output.dense.weight.grad)
 print(model.bert.embeddings.word_embeddings.weight.grad)
 """
-    check(script, folder=folder(), texts=TEXTS["en"])
+    assert_moves(script, folder=folder(), texts=TEXTS["en"])
 
 
 def test_many_labels_and_regression() -> None:
@@ -178,7 +178,7 @@ for count, kind, target in [(3, "multi_label_classification", many), (1, None, s
     print(outputs.loss, outputs.logits, torch.sigmoid(outputs.logits) > 0.5)
     print(model.config.problem_type)
 """
-    check(script, folder=folder(), texts=TEXTS["en"])
+    assert_moves(script, folder=folder(), texts=TEXTS["en"])
 
 
 @both_languages
@@ -246,7 +246,7 @@ print(fresh.load_state_dict(torch.load(out + "/weights.pt", weights_only=True)))
 fresh.eval()
 print(fresh(**batch, labels=target)[1])
 """
-    check(script, folder=folder(language=language), texts=TEXTS[language], labels=LABELS)
+    assert_moves(script, folder=folder(language=language), texts=TEXTS[language], labels=LABELS)
 
 
 @pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing.*` is deprecated:FutureWarning")
@@ -276,4 +276,4 @@ for i in range(3):
     optimizer.zero_grad()
 """
     path = folder("BertForSequenceClassification", num_hidden_layers=layers)
-    check(script, folder=path, texts=TEXTS["en"], labels=LABELS)
+    assert_moves(script, folder=path, texts=TEXTS["en"], labels=LABELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.scripts.moved import check, folder
+from tests.scripts.moved import assert_moves, folder
 
 SENTENCES = {"en": "The cat sat on the mat.", "zh": "今天天气很好，猫坐在垫子上。"}
 both_languages = pytest.mark.parametrize("language", ["en", "zh"])
@@ -32,7 +32,7 @@ print(tokenizer.decode(inputs["input_ids"][0]))
 print(tokenizer.batch_decode(inputs["input_ids"], skip_special_tokens=True))
 print(tokenizer.convert_ids_to_tokens(inputs["input_ids"][0]))
 """
-    check(script, folder=folder(language=language), text=SENTENCES[language])
+    assert_moves(script, folder=folder(language=language), text=SENTENCES[language])
 
 
 @both_languages
@@ -59,7 +59,7 @@ print(torch.allclose(states[0], total, atol=1e-6), len(states))
 print(table.word_embeddings.weight.shape, table.word_embeddings.padding_idx)
 print(model.get_input_embeddings() is table.word_embeddings, table.LayerNorm.eps)
 """
-    printed = check(script, folder=folder(language=language), text=SENTENCES[language])
+    printed = assert_moves(script, folder=folder(language=language), text=SENTENCES[language])
     torch.testing.assert_close(*printed[1])
     assert printed[2] == (True, 3)
     assert printed[-1][0] is True
@@ -87,7 +87,7 @@ print(new.num_parameters(), new.training, sum(p.numel() for p in new.parameters(
 config.save_pretrained(out)
 print(AutoConfig.from_pretrained(out).num_labels)
 """
-    check(script, folder=folder())
+    assert_moves(script, folder=folder())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ print(text.replace(tokenizer.mask_token, tokenizer.decode(best)))
 labels = torch.where(inputs.input_ids == tokenizer.mask_token_id, best, -100)
 print(model(**inputs, labels=labels).loss.item())
 """
-    assert len(check(script, folder=folder(language=language), text=text)) == 7
+    assert len(assert_moves(script, folder=folder(language=language), text=text)) == 7
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ print(outputs.loss, outputs.logits)
 follows = torch.softmax(outputs.logits, dim=1)[0, 0].item()
 print(follows)
 """
-    check(script, folder=folder(language=language), pair=pair)
+    assert_moves(script, folder=folder(language=language), pair=pair)
 
 
 @both_languages
@@ -164,7 +164,7 @@ tokens = tokenizer.convert_ids_to_tokens(batch["input_ids"][0])
 head = outputs.attentions[1][0, 2]
 print([(tokens[i], tokens[int(head[i].argmax())]) for i in range(len(tokens))])
 """
-    printed = check(script, folder=folder(language=language), text=SENTENCES[language])
+    printed = assert_moves(script, folder=folder(language=language), text=SENTENCES[language])
     torch.testing.assert_close(*printed[6], atol=1e-5, rtol=1e-5)
 
 
@@ -189,4 +189,4 @@ print(F.normalize(mean, p=2, dim=1) @ F.normalize(mean, p=2, dim=1).T)
 last_four = torch.stack(model(**batch, output_hidden_states=True).hidden_states[-2:]).mean(0)
 print(last_four * mask)
 """
-    check(script, folder=folder(language=language), text=SENTENCES[language])
+    assert_moves(script, folder=folder(language=language), text=SENTENCES[language])

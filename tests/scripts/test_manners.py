@@ -9,7 +9,7 @@ import torch
 
 import bertkit
 from bertkit.errors import UsageError
-from tests.scripts.moved import check, folder, run
+from tests.scripts.moved import assert_moves, folder, run
 
 TEXTS = {
     "en": ["The cat sat on the mat.", "A dog barks at night, and it walked.", "film"],
@@ -50,7 +50,7 @@ print(tokenizer(list(zip(texts, texts[::-1])), return_length=True).data)
 tokenizer.save_pretrained(out)
 print(BertTokenizer.from_pretrained(out)(texts)["input_ids"])
 """
-    check(script, folder=folder(language=language), texts=TEXTS[language])
+    assert_moves(script, folder=folder(language=language), texts=TEXTS[language])
 
 
 @both_languages
@@ -70,7 +70,7 @@ print(tokenizer.pad({"input_ids": [5, 6]}, padding="max_length", max_length=4).d
 tokenizer.padding_side = "left"
 print(tokenizer(texts, padding=True, pad_to_multiple_of=8)["attention_mask"])
 """
-    check(script, folder=folder(language=language), texts=TEXTS[language])
+    assert_moves(script, folder=folder(language=language), texts=TEXTS[language])
 
 
 def test_outputs_by_name_key_index_and_as_tuples() -> None:
@@ -98,7 +98,7 @@ print(both.prediction_logits, both.seq_relationship_logits, len(both), both.loss
 model.config.output_hidden_states = True
 print(len(model(inputs["input_ids"]).hidden_states))
 """
-    check(script, folder=folder(), texts=TEXTS["en"])
+    assert_moves(script, folder=folder(), texts=TEXTS["en"])
 
 
 def test_the_parts_of_a_model_by_their_names() -> None:
@@ -134,7 +134,7 @@ print(BertModel.from_pretrained(out, add_pooling_layer=False)(ids)[0])
 _, told = BertModel.from_pretrained(out, output_loading_info=True)
 print(sorted(told["missing_keys"]), len(told["unexpected_keys"]) > 0)
 """
-    printed = check(script, folder=folder())
+    printed = assert_moves(script, folder=folder())
     torch.testing.assert_close(*printed[-3])
 
 
@@ -163,7 +163,7 @@ model.save_pretrained(out), tokenizer.save_pretrained(out)
 print(BertForMaskedLM.from_pretrained(out)(**inputs).logits[..., :size])
 print(BertTokenizer.from_pretrained(out).tokenize("a covid vaccine [E1]"))
 """
-    check(script, folder=folder())
+    assert_moves(script, folder=folder())
 
 
 def test_other_number_formats() -> None:
@@ -185,7 +185,7 @@ with torch.autocast("cpu", dtype=torch.bfloat16):
 model = BertModel.from_pretrained(folder).double()
 print(model(ids).last_hidden_state, model(ids)[1])
 """
-    check(script, folder=folder())
+    assert_moves(script, folder=folder())
 
 
 HOOKED = """
@@ -241,7 +241,7 @@ vectors = model.get_input_embeddings()(inputs["input_ids"]).requires_grad_(True)
 model(inputs_embeds=vectors, attention_mask=inputs["attention_mask"])[1].sum().backward()
 print(vectors.grad, vectors.grad.norm(dim=-1))
 """
-    check(script, folder=folder(), texts=TEXTS["en"])
+    assert_moves(script, folder=folder(), texts=TEXTS["en"])
 
 
 def test_the_collators_of_transformers_take_our_tokenizer() -> None:
@@ -260,7 +260,7 @@ print(dict(DataCollatorForTokenClassification(tokenizer)(tagged)))
 torch.manual_seed(5)
 print(dict(DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.4)(rows)))
 """
-    check(script, folder=folder(), texts=TEXTS["en"])
+    assert_moves(script, folder=folder(), texts=TEXTS["en"])
 
 
 @both_languages
@@ -278,7 +278,7 @@ print(dict(tokenizer(texts * 10, None, texts[::-1] * 10, max_length=5, truncatio
 print(dict(tokenizer([t.split() for t in texts], text_target=[t.split() for t in texts],
                      is_split_into_words=True)))
 """
-    check(script, folder=folder(language=language), texts=TEXTS[language])
+    assert_moves(script, folder=folder(language=language), texts=TEXTS[language])
 
 
 def test_what_scripts_read_of_a_configuration() -> None:
@@ -299,7 +299,7 @@ print(config.torch_dtype, config.to_diff_dict()["hidden_size"])
 config.to_json_file(out + "/mine.json")
 print(BertConfig.from_json_file(out + "/mine.json").hidden_size, model.device)
 """
-    check(script, folder=folder())
+    assert_moves(script, folder=folder())
 
 
 def test_what_is_not_understood_is_named() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bertkit
-from tests.scripts.moved import check, folder
+from tests.scripts.moved import assert_moves, folder
 
 TEXTS = {
     "en": ["The cat sat on the mat.", "A dog barks at night.", "It was very good, not bad!",
@@ -60,7 +60,7 @@ for epoch in range(3):
     print(batch["input_ids"], labels, loss.item(), len(tokenizer), tokenizer.mask_token_id)
 """
     )
-    printed = check(script, folder=folder(language=language), texts=TEXTS[language])
+    printed = assert_moves(script, folder=folder(language=language), texts=TEXTS[language])
     assert all((labels != -100).any() for _, labels, *_ in printed)
 
 
@@ -99,7 +99,7 @@ print(outputs.prediction_logits[batch["attention_mask"].bool()], outputs.predict
 print(model.bert.embeddings.word_embeddings.weight.grad)
 """
     )
-    check(script, folder=folder(language=language), texts=TEXTS[language])
+    assert_moves(script, folder=folder(language=language), texts=TEXTS[language])
 
 
 LOSS_BY_HAND = """
@@ -132,9 +132,9 @@ for _ in range(2):
 """
     )
     given = {"folder": folder(), "texts": TEXTS["en"]}
-    by_hand = check(script, **given)
+    by_hand = assert_moves(script, **given)
     ours = script.replace(LOSS_BY_HAND, "from bertkit import BertPretrainingLoss\n")
-    for a, b in zip(check(ours, **given), by_hand, strict=True):
+    for a, b in zip(assert_moves(ours, **given), by_hand, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
