@@ -115,7 +115,10 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
 
 def fail(error: Exception, code: int) -> int:
     """Say what is wrong in one line on standard error."""
-    print(f"bertkit: error: {' '.join(str(error).split())}", file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without "[Errno 2]"
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    print(f"bertkit: error: {' '.join(said.split())}", file=sys.stderr)
     return code
 
 
@@ -144,6 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(
             error, BAD_USAGE if isinstance(error, CycloptsError | UsageError) else BAD_INPUT
         )
-    except KeyboardInterrupt:
-        print("bertkit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(("bertkit: interrupted", *error.args)), file=sys.stderr)
         return INTERRUPTED

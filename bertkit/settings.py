@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -23,6 +24,17 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "medium": (8, 512, 8),
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
+}
+
+
+# What types of TOML are called here.
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list",
+    "object": "settings by name",
 }
 
 
@@ -290,25 +302,26 @@ def load_recipe(path: Path | None, overrides: dict[str, Any], kind: type[S]) -> 
         try:
             tree = msgspec.toml.decode(path.read_bytes())
             msgspec.convert(tree, kind)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{path}: {_in_words(error, tree, kind)}") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is no TOML: {error}") from error
     for name, value in overrides.items():
         set_dotted(tree, name, value, kind)
     try:
         return msgspec.convert(tree, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(f"settings: {error}") from error
+        raise UsageError(_in_words(error, tree, kind)) from error
 
 
 def set_dotted(tree: dict[str, Any], name: str, value: Any, kind: type[Struct]) -> None:
     """Set tree["a"]["b"] for the name "a.b", refusing a name that `kind` does not have."""
     section, _, key = name.partition(".")
-    sections = {f.name: f.type for f in msgspec.structs.fields(kind)}
-    known = sections.get(section)
-    keys = {f.name: f.type for f in msgspec.structs.fields(known)} if known and key else {}
+    keys = _types(kind, section)
     if key not in keys:
-        names = [f"{section}.{k}" for k in keys] or [f"{s}.*" for s in sections]
-        raise UsageError(f"no setting is called {name!r}; there are {', '.join(names)}")
+        raise UsageError(_no_setting(name, kind))
     if isinstance(value, str) and value.startswith(("[", "{")):
         try:
             value = msgspec.json.decode(value)
@@ -317,6 +330,36 @@ def set_dotted(tree: dict[str, Any], name: str, value: Any, kind: type[Struct]) 
     elif value == "none" and "none" not in _choices(keys[key]):
         value = None
     tree.setdefault(section, {})[key] = value
+
+
+def _types(kind: type[Struct], section: str) -> dict[str, Any]:
+    """The types of a section's settings; none where there is no such section."""
+    of = next((f.type for f in msgspec.structs.fields(kind) if f.name == section), None)
+    return {f.name: f.type for f in msgspec.structs.fields(of)} if of else {}
+
+
+def _no_setting(name: str, kind: type[Struct]) -> str:
+    section, dot, _ = name.partition(".")
+    names = [f"{section}.{key}" for key in _types(kind, section)] if dot else []
+    names = names or [f"{f.name}.*" for f in msgspec.structs.fields(kind)]
+    return f"no setting is called {name!r}; there are {', '.join(names)}"
+
+
+def _in_words(error: msgspec.ValidationError, tree: dict[str, Any], kind: type[Struct]) -> str:
+    """`train.steps=0: expected a whole number >= 1`, from "Expected `int` >= 1 - at `$...`"."""
+    what, _, place = str(error).partition(" - at `$")
+    name = place.strip(".`").partition("[")[0]
+    section, _, key = name.partition(".")
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", what):
+        return _no_setting(".".join(filter(None, (name, unknown[1]))), kind)
+    if what.startswith("Invalid enum"):
+        words = [word for word in _choices(_types(kind, section)[key]) if isinstance(word, str)]
+        what = f"expected one of {', '.join(filter(None, words))}"
+    what = re.sub(" \\| null|, got .*|`", "", what).replace("Expected", "expected")
+    what = re.sub(r"\w+", lambda found: _WORDS.get(found[0], found[0]), what).replace("|", "or")
+    value = tree.get(section, {})
+    value = value[key] if key and isinstance(value, dict) else value
+    return f"{name}={value}: {what}"
 
 
 def _choices(kind: Any) -> list[Any]:

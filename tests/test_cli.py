@@ -68,7 +68,7 @@ def raises(error: BaseException) -> Callable[[], None]:
         (
             FileNotFoundError(2, "No such file", "x"),
             1,
-            "bertkit: error: [Errno 2] No such file: 'x'",
+            "bertkit: error: x: No such file",
         ),
         (KeyboardInterrupt(), 130, "bertkit: interrupted"),
     ],

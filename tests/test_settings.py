@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,19 +60,44 @@ def test_a_recipe_survives_its_dump(tmp_path: Path) -> None:
         ("train.stepz", 5, "train.stepz"),
         ("training.steps", 5, "training.steps"),
         ("train", 5, "'train'"),
-        ("train.steps", 0, "steps"),
-        ("train.steps", "many", "steps"),
-        ("train.warmup_ratio", 1.5, "warmup_ratio"),
-        ("model.size", "huge", "size"),
-        ("data.mlm_probability", 0, "mlm_probability"),
-        ("train.dropout", 1, "dropout"),
-        ("data.max_length", 4, "max_length"),
+        ("train.steps", 0, "train.steps=0: expected a whole number >= 1"),
+        ("train.steps", "many", "train.steps=many: expected a whole number"),
+        ("train.warmup_ratio", 1.5, "train.warmup_ratio=1.5: expected a number <= 1.0"),
+        ("model.size", "huge", "model.size=huge: expected one of tiny, mini, small, medium"),
+        ("data.mlm_probability", 0, "data.mlm_probability=0: expected a number > 0.0"),
+        ("train.dropout", 1, "train.dropout=1: expected a number < 1.0"),
+        ("data.max_length", 4, "data.max_length=4: expected a whole number >= 8"),
+        ("data.weights", "[1, -2]", "data.weights=[1, -2]: expected a number > 0.0"),
+        ("log.old", "a.txt", "log.old=a.txt: expected a list"),
+        ("log.tensorboard", "x", "log.tensorboard=x: expected true or false"),
     ],
 )
 def test_a_wrong_override_is_a_usage_error_that_names_it(name: str, value: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
         load_recipe(None, {name: value}, Recipe)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "train.class_weights",
+            "[1]",
+            "train.class_weights=[1]: expected text or settings by name",
+        ),
+        (
+            "train.class_weights",
+            '{"a": -1}',
+            "train.class_weights={'a': -1}: expected a number > 0",
+        ),
+        ("train.lora_targets", '["x"]', "expected one of query, key, value, attention.output, "),
+        ("data.squad_metric", "x", "data.squad_metric=x: expected one of squad, squad2, cmrc"),
+    ],
+)
+def test_so_is_one_of_fine_tuning(name: str, value: str, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_recipe(None, {name: value}, FinetuneRecipe)
 
 
 def test_an_unknown_setting_lists_those_there_are() -> None:
@@ -81,14 +107,24 @@ def test_an_unknown_setting_lists_those_there_are() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[train]\nstepz = 5\n", "[train]\nsteps = 'x'\n", "[nonsense]\na = 1\n", "= not toml", "\xff"],
+    [
+        "[train]\nstepz = 5\n",
+        "[train]\nsteps = 'x'\n",
+        "[nonsense]\na = 1\n",
+        "train = 1\n",
+        "a = 1\n",
+        "= not toml",
+        "\xff",
+    ],
 )
 def test_a_wrong_file_is_a_config_error_that_names_it(text: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"bad\.toml"):
         load_recipe(path, {}, Recipe)
-    with pytest.raises(ConfigError, match=r"gone\.toml"):
+    with pytest.raises(
+        ConfigError, match=r"gone\.toml: cannot be read: No such file or directory$"
+    ):
         load_recipe(tmp_path / "gone.toml", {}, Recipe)
 
 

@@ -37,6 +37,7 @@ class Budget:
         self.begun = self.stepping = begun
         self.seconds_before, self.share_before = state.seconds, state.progress
         self.tokens_before = state.tokens
+        self.measuring = 0.0  # seconds of evaluations since the first step
 
     @property
     def seconds(self) -> float:
@@ -77,6 +78,6 @@ class Budget:
         return (time.monotonic() - self.stepping) * max(0.0, 1 - state.progress) / done
 
     def tokens_per_second(self, state: RunState) -> float:
-        """Real tokens a second over this sitting, all ranks together."""
-        seconds = time.monotonic() - self.stepping
+        """Real tokens a second over this sitting, all ranks together, evaluations not counted."""
+        seconds = time.monotonic() - self.stepping - self.measuring
         return (state.tokens - self.tokens_before) / max(seconds, 1e-9)

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from bertkit.checkpoint.files import write_atomically
+from bertkit.data.shards import TokenStore
+from bertkit.errors import DataError
 from bertkit.settings import Recipe, dump_recipe
-from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.forgetting import before_after_markdown
 from bertkit.train.log import clock, read_log
-from bertkit.train.setup import PretrainResult
+from bertkit.train.prepare import read_manifest
+from bertkit.train.setup import PretrainResult, Source
 from bertkit.train.step import Model
 
+# Files that the card names, of each DATA folder.
+NAMED = 8
 CARD = """---
 library_name: transformers
 pipeline_tag: fill-mask
@@ -60,16 +64,15 @@ The folder also opens in `transformers`: `AutoModelForMaskedLM.from_pretrained("
 
 def write_result(
     out: Path,
-    data: list[Path],
+    source: Source,
     model: Model,
-    tokenizer: BertTokenizer,
     recipe: Recipe,
     result: PretrainResult,
 ) -> None:
     """Write RUN/model: weights, configuration, tokenizer, card and curves."""
     folder = out / "model"
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    source.tokenizer.save_pretrained(folder)
     lines = read_log(out / "log.jsonl")
     draw_curves(lines, folder / "curves.png")
     config, init = model.config, recipe.model.init
@@ -89,10 +92,25 @@ def write_result(
         time=clock(result.seconds),
         skipped=f", {result.skipped} steps skipped for a bad loss" if result.skipped else "",
         folder=folder,
-        data="\n".join(f"- {path.name}" for path in data),
+        data="\n".join(_data_line(store, source) for store in source.train),
         recipe=dump_recipe(recipe),
     )
     write_atomically(folder / "README.md", card.encode())
+
+
+def _data_line(store: TokenStore, source: Source) -> str:
+    """Of one DATA folder: what it holds, what of it was held out, which files it is made from."""
+    folder = store.folder.parent
+    line = f"- `{folder.name}`: {store.documents:,} documents, {store.tokens:,} tokens"
+    for dev in source.dev:
+        if dev.folder.parent == folder:
+            line += f"; held out {dev.documents:,} documents, {dev.tokens:,} tokens"
+    try:
+        names = [Path(file.name).name for file in read_manifest(folder).plan.inputs]
+    except DataError:  # what was learned must not be lost for a damaged list of files
+        return line
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{line}; made from {', '.join(f'`{name}`' for name in names[:NAMED])}{more}"
 
 
 def _before_after(result: PretrainResult) -> str:

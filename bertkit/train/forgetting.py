@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -93,6 +94,11 @@ class Watch:
         return None
 
     @property
+    def old_tokens(self) -> int:
+        """How many tokens of old text each evaluation reads."""
+        return sum(batch.real_tokens for batch in self.old)
+
+    @property
     def digest(self) -> int:
         """Of the tokens and masks of both texts."""
         value = 0
@@ -132,8 +138,9 @@ def old_batches(recipe: Recipe, tokenizer: BertTokenizer, machine: Runtime) -> l
         enough = READ_AHEAD * recipe.log.eval_tokens
         with ShardWriter(Path(folder), len(tokenizer)) as writer:
             for document in read_documents(recipe.log.old):
-                sentences = [s for text in document.paragraphs for s in split_sentences(text)]
-                writer.add(tokenizer.encode_sentences(sentences))
+                sentences = (s for text in document.paragraphs for s in split_sentences(text))
+                # Sentences of eight tokens are enough; a long document is not read through.
+                writer.add(tokenizer.encode_sentences(list(islice(sentences, enough // 8))))
                 if writer.tokens >= enough:
                     break
         store = TokenStore(folder)

@@ -111,15 +111,16 @@ def _summary_writer(folder: Path, resume_at: int) -> Any:
 
 
 class Progress:
-    """A live bar on a terminal; elsewhere a plain line now and then; nothing when quiet.
+    """A live bar on a terminal; elsewhere a plain line now and then; when quiet, only warnings.
 
     Args:
-        quiet: show nothing.
+        quiet: show no progress.
         every: seconds between plain lines.
+        rank: of this process; the first speaks for all.
     """
 
-    def __init__(self, quiet: bool, every: float = 15.0) -> None:
-        self.quiet, self.every = quiet, every
+    def __init__(self, quiet: bool, every: float = 15.0, rank: int = 0) -> None:
+        self.quiet, self.every, self.rank = quiet or rank > 0, every, rank
         self._last = float("-inf")
         self._bar: Any = None
         self._task: Any = None
@@ -163,7 +164,12 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        if self.quiet:
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """A line that is shown even when quiet."""
+        if self.rank:
             return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)

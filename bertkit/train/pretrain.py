@@ -30,6 +30,7 @@ from bertkit.train.run import Run, announce, figures_before, prepare_run
 from bertkit.train.setup import (
     PretrainResult,
     build_loader,
+    check_word_starts,
     only_one,
     open_data,
     open_run,
@@ -40,6 +41,9 @@ from bertkit.train.state import save_state
 from bertkit.train.step import StepResult, evaluate, flops_per_token, forward_backward
 from bertkit.train.stopping import save_due, stop_signals
 from bertkit.train.update import update
+
+# What the share of pairs that are told right is called.
+PAIRS = {"mlm+nsp": "next-sentence accuracy", "mlm+sop": "sentence-order accuracy"}
 
 
 def pretrain(
@@ -81,10 +85,11 @@ def pretrain(
             own = msgspec.structs.replace(recipe.model, init=init)
             recipe = msgspec.structs.replace(recipe, model=own)
         recipe = resolve(recipe, machine.device, out, resume)
+        check_word_starts(recipe, source)
         open_run(out, recipe, resume, overwrite, machine)
         stack.enter_context(only_one(out, machine))
-        progress = stack.enter_context(Progress(quiet or machine.rank > 0))
-        run = prepare_run((list(data), out), recipe, machine, source, resume, progress)
+        progress = stack.enter_context(Progress(quiet, rank=machine.rank))
+        run = prepare_run(out, recipe, machine, source, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(stop_signals(run))
         announce(run)
@@ -133,6 +138,8 @@ def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
     seeds = (train.seed, state.step)
     result = forward_backward(run.module, parts, run.machine, seeds, run.asked)
     norm = update(run, result.loss)
+    if not state.skipped_in_a_row:
+        state.pair_loss_mean += state.share * (result.nsp_loss - state.pair_loss_mean)
     if state.step % run.recipe.log.every_steps == 0 or state.step == 1:
         figures = asdict(result)
         del figures["stop"], figures["tokens"]
@@ -150,7 +157,9 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
     rate = run.budget.tokens_per_second(state)
     flops = flops_per_token(run.model, max_length, recipe.data.mlm_probability)
     share = rate * flops / (run.peak_flops * run.machine.world)
-    text = f"step {state.step:,}  loss {state.loss_mean:.3f}"
+    # Apart: only the masked words' part compares with held-out losses and the unigram baseline.
+    text = f"step {state.step:,}  loss: words {state.loss_mean - state.pair_loss_mean:.3f}"
+    text += f", pairs {state.pair_loss_mean:.3f}" if result.pairs else ""
     text += f"  {rate:,.0f} tokens/s  {share:.0%} of peak"
     run.progress.update(min(state.progress, 1.0), text, run.budget.seconds_left(state))
     due = run.evals_due()
@@ -162,6 +171,7 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
 
 
 def _evaluate(run: Run) -> None:
+    begin = time.monotonic()
     result = run.last_eval = evaluate(run.module, run.dev, run.machine)
     perplexity = math.exp(min(result.mlm_loss, 700))
     watched = run.watch.look(run.module, run.machine, result) if run.watch else {}
@@ -179,11 +189,11 @@ def _evaluate(run: Run) -> None:
         seconds=run.budget.seconds,
         **old,
     )
-    pair = f", next sentence {result.nsp_accuracy:.3f}" if result.pairs else ""
-    pair += f", old text: loss {old['old_mlm_loss']:.3f}" if old else ""
+    pair = f", {PAIRS[run.recipe.data.objective]} {result.nsp_accuracy:.3f}" if result.pairs else ""
+    pair += f", old text: masked-word loss {old['old_mlm_loss']:.3f}" if old else ""
     run.progress.say(
         f"held out at step {run.state.step:,} ({clock(run.budget.seconds)}): "
-        f"loss {result.mlm_loss:.3f} (unigram {run.baseline.loss:.3f}), "
+        f"masked-word loss {result.mlm_loss:.3f} (unigram {run.baseline.loss:.3f}), "
         f"accuracy {result.mlm_accuracy:.3f} (unigram {run.baseline.accuracy:.3f}), "
         f"mlm_perplexity {perplexity:,.1f}{pair}"
     )
@@ -191,6 +201,7 @@ def _evaluate(run: Run) -> None:
     run.log.write("samples", run.state.step, fills=fills)
     for line in fills:
         run.progress.say(f"  {line}")
+    run.budget.measuring += time.monotonic() - begin
 
 
 def _save(run: Run) -> None:
@@ -238,8 +249,7 @@ def _finish(run: Run) -> PretrainResult:
         new_parts=watch.new_parts if watch is not None else (),
     )
     if complete and run.machine.rank == 0:
-        tokenizer = run.source.tokenizer
-        write_result(run.out, run.data, run.model, tokenizer, run.recipe, result)
+        write_result(run.out, run.source, run.model, run.recipe, result)
     if run.machine.world > 1:
         dist.barrier()  # torchrun ends the first rank, which saves, when another has left
     return result

@@ -43,7 +43,6 @@ class Run:
     """Everything that the loop works with."""
 
     out: Path
-    data: list[Path]
     recipe: Recipe
     machine: Runtime
     source: Source
@@ -77,12 +76,13 @@ class Run:
         """
         log = self.recipe.log
         held_out = sum(store.tokens for store in self.source.dev)
-        affordable = self.state.tokens // max(min(log.eval_tokens, held_out), 1)
+        old = self.watch.old_tokens if self.watch else 0
+        affordable = self.state.tokens // max(min(log.eval_tokens, held_out) + old, 1)
         return min(int(self.state.progress * log.evals), affordable)
 
 
 def prepare_run(
-    places: tuple[list[Path], Path],
+    out: Path,
     recipe: Recipe,
     machine: Runtime,
     source: Source,
@@ -92,7 +92,7 @@ def prepare_run(
     """Put a run together: new, from a model, or from its newest checkpoint that verifies.
 
     Args:
-        places: the DATA folders and the run folder.
+        out: the run folder.
         recipe: the settings, resolved.
         machine: device, format, ranks.
         source: the data, opened.
@@ -103,11 +103,11 @@ def prepare_run(
         CheckpointError: `model.init` or every checkpoint of the run is unusable.
         UsageError: the model and the data do not go together.
     """
-    (data, out), train = places, recipe.train
+    train = recipe.train
     begun = time.monotonic()
     torch.manual_seed(train.seed)
     shares = word_shares(source.train, source.tokenizer)
-    found = newest_step(out / "checkpoints", progress.say) if resume else None
+    found = newest_step(out / "checkpoints", progress.warn) if resume else None
     model = _model(recipe, source, shares, found, progress).to(machine.device).train()
     assert train.learning_rate is not None
     optimizers = Optimizers(model, train, train.learning_rate)
@@ -123,7 +123,6 @@ def prepare_run(
     watch = _watch(recipe, source.tokenizer, machine, dev, model)
     return Run(
         out=out,
-        data=data,
         recipe=recipe,
         machine=machine,
         source=source,
@@ -189,10 +188,12 @@ def figures_before(run: Run) -> None:
         return
     if state.step:
         if remark := watch.recall(run.out / "log.jsonl"):
-            run.progress.say(remark)
+            run.progress.warn(remark)
         return
     run.log.write("before", 0, **watch.begin(run.module, run.machine))
     shown = [f"{text} text {figures['mlm_loss']:.3f}" for text, figures in watch.before.items()]
+    if watch.old:
+        shown[0] += f" (the same {watch.old_tokens:,} tokens of it in every evaluation)"
     run.progress.say(f"held-out masked-word loss before training: {', '.join(shown)}")
 
 
@@ -208,23 +209,31 @@ def check_same_machine(state: RunState, machine: Runtime, progress: Progress) ->
         ("torch", state.torch, str(torch.__version__)),
     ):
         if before != now:
-            progress.say(f"note: {name} were {before}, now {now}: the run goes on, not bit for bit")
+            progress.warn(
+                f"note: {name} were {before}, now {now}: the run goes on, not bit for bit"
+            )
 
 
 def announce(run: Run) -> None:
     """Say and log what is trained, on what machine, and which figures it has to beat."""
     machine, config = run.machine, run.model.config
+    threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
     run.progress.say(
         f"{type(run.model).__name__}: {config.num_hidden_layers} layers of {config.hidden_size}, "
         f"{config.vocab_size:,} words, {run.model.num_parameters():,} parameters; "
         f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
-        f"{machine.world} rank(s) of {machine.threads} threads, "
+        f"{f'{machine.world} ranks of ' if machine.world > 1 else ''}{threads}, "
         f"matrix peak {run.peak_flops / 1e9:,.0f} GFLOP/s"
     )
     if run.dev:
         run.progress.say(
-            f"unigram baseline on the held-out masks: loss {run.baseline.loss:.3f}, "
+            f"unigram baseline on the held-out masks: masked-word loss {run.baseline.loss:.3f}, "
             f"accuracy {run.baseline.accuracy:.3f}"
+        )
+    elif run.recipe.log.evals:
+        run.progress.say(
+            "no text is held out, so nothing tells whether the model learns more than its training "
+            "text; prepare the data with --held_out 0.01 for evaluations"
         )
     if run.state.step == 0:
         run.log.write(

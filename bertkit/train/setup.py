@@ -16,17 +16,19 @@ import torch.distributed as dist
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import write_atomically
-from bertkit.checkpoint.store import newest_step
+from bertkit.checkpoint.store import list_steps, newest_step, verify_step
 from bertkit.data.collate import Vocabulary
 from bertkit.data.loader import PretrainLoader
 from bertkit.data.shards import TokenStore
-from bertkit.errors import CheckpointError, DataError, UsageError
+from bertkit.errors import CheckpointError, UsageError
 from bertkit.runtime import Runtime, has_compiler
 from bertkit.settings import FinetuneRecipe, ModelSettings, Recipe, dump_recipe, load_recipe
-from bertkit.text.sources import expand_sources
+from bertkit.text.scripts import script_of
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.early import check_data, check_old, check_out
 from bertkit.train.optim import default_batch_tokens, default_learning_rate
 from bertkit.train.start import config_of
+from bertkit.train.unigram import word_shares
 
 try:
     import fcntl
@@ -40,6 +42,10 @@ FREE = {"checkpoint", "log"}
 # Of the learning rate of a new model, the share for one that is trained already: it forgot nothing
 # in the one run measured, where the whole rate learned three times as much (docs/en/grow.md).
 CONTINUING_SHARE = 0.2
+
+
+# Text with more Han characters among its tokens than this share is Chinese.
+CHINESE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +100,10 @@ def open_data(folders: Sequence[Path]) -> Source:
         DataError: a folder is no prepared data, or is damaged.
         UsageError: no folder, or folders prepared with different tokenizers.
     """
-    if not folders:
-        raise UsageError("name at least one DATA folder made by `bertkit prepare`")
+    check_data(folders)
     train, dev, vocabularies = [], [], []
     tokenizer = None
     for folder in folders:
-        if not (folder / "manifest.json").is_file():
-            raise DataError("no prepared data here; make it with `bertkit prepare`", folder)
         tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer")
         vocabularies.append(tokenizer.get_vocab())
         if vocabularies[-1] != vocabularies[0]:
@@ -131,10 +134,7 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
     recipe = msgspec.convert(msgspec.to_builtins(recipe), Recipe)  # a copy
     train, data = recipe.train, recipe.data
     init = recipe.model.init
-    if init is None and recipe.log.old:
-        raise UsageError("log.old (--old) goes with model.init (--init): what was trained before")
-    if recipe.log.old:
-        expand_sources(recipe.log.old)  # a file that is missing is told before anything is made
+    check_old(recipe)
     if init is not None:
         if before is not None and before.model.init == init:
             recipe.model = before.model  # what is there goes on, wherever the model is by now
@@ -164,6 +164,26 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
     return recipe
 
 
+def check_word_starts(recipe: Recipe, source: Source) -> None:
+    """Refuse to mask whole words of Chinese text that was prepared without them.
+
+    Nothing else tells where its words start: single characters would be masked, unnoticed.
+
+    Raises:
+        UsageError: more than CHINESE of a folder's tokens are Han characters, and it has no words.
+    """
+    if recipe.data.masking != "word":
+        return
+    tokens = source.tokenizer.convert_ids_to_tokens(range(len(source.tokenizer)))
+    han = [script_of(token.removeprefix("##")[:1] or "#") == "Han" for token in tokens]
+    for store in source.train:
+        if not store.with_words and word_shares([store], source.tokenizer)[han].sum() > CHINESE:
+            raise UsageError(
+                f"{store.folder.parent} does not know where Chinese words start; prepare it with "
+                "--words jieba, or use --masking token"
+            )
+
+
 def _take_dimensions(model: ModelSettings, init: str) -> None:
     """Note in the recipe how large `init` is.
 
@@ -189,12 +209,8 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
     """
     if machine.rank == 0:
         saved = out / "recipe.toml"
-        # A recipe alone is a run that was refused before it began.
-        if out.exists() and any(p != saved for p in out.iterdir()) and not resume:
-            if not overwrite:
-                raise UsageError(f"{out} is not empty; say --resume to continue or --overwrite")
-            if not saved.is_file():
-                raise UsageError(f"{out} holds no run; it will not be overwritten, name another")
+        check_out(out, resume, overwrite)
+        if overwrite and saved.is_file():
             init = recipe.model.init
             if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
                 raise UsageError(f"{out} holds {init}, which is to go on; name another folder")
@@ -202,13 +218,25 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
                 shutil.rmtree(out)
         if resume and saved.is_file():
             _check_settings(load_recipe(saved, {}, type(recipe)), recipe, saved)
-            steps = out / "checkpoints"
-            if steps.is_dir() and any(steps.glob("step-*[0-9]")) and newest_step(steps) is None:
-                raise CheckpointError(f"{steps}: no checkpoint is whole; start again elsewhere")
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(saved, dump_recipe(recipe).encode())
+            _check_checkpoints(out / "checkpoints")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(saved, dump_recipe(recipe).encode())
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
     if machine.world > 1:
         dist.barrier()
+
+
+def _check_checkpoints(root: Path) -> None:
+    """Refuse to begin again in a folder whose checkpoints are all damaged."""
+    steps = list_steps(root)
+    if not steps or newest_step(root) is not None:
+        return
+    faults = [f"{one.name}: {verify_step(one)[0].removeprefix(f'{one}/')}" for one in steps]
+    raise CheckpointError(
+        f"{root}: no checkpoint is whole ({'; '.join(faults)}); start again with another --out"
+    )
 
 
 @contextmanager
@@ -241,7 +269,10 @@ def _check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
         if old[section][key] != new[section][key]
     ]
     if changed:
-        raise UsageError(f"{where}: this run has other settings: {'; '.join(changed)}")
+        raise UsageError(
+            f"{where}: this run has other settings: {'; '.join(changed)}. "
+            "--resume with none of them to continue as it began, or name another --out"
+        )
 
 
 def build_loader(

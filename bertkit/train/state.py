@@ -44,6 +44,7 @@ class RunState(Struct):
         loss_mean: running mean of the loss.
         loss_variance: its running variance.
         losses: how many losses are in them.
+        pair_loss_mean: running mean of the pairs' part of the loss; the rest is masked words'.
         threads: CPU threads a rank.
         world: ranks.
         torch: version of torch.
@@ -61,6 +62,7 @@ class RunState(Struct):
     loss_mean: float = 0.0
     loss_variance: float = 0.0
     losses: int = 0
+    pair_loss_mean: float = 0.0
     threads: int = 0
     world: int = 1
     torch: str = ""
@@ -77,10 +79,15 @@ class RunState(Struct):
             return False
         return loss > self.loss_mean + sigma * max(math.sqrt(self.loss_variance), 0.05)
 
+    @property
+    def share(self) -> float:
+        """How much the latest loss counts in the running means: they are of about the last 50."""
+        return max(0.02, 1.0 / self.losses)
+
     def record(self, loss: float) -> None:
-        """Take a good loss into the running mean and variance (of about the last 50)."""
+        """Take a good loss into the running mean and variance."""
         self.losses += 1
-        share = max(0.02, 1.0 / self.losses)
+        share = self.share
         distance = loss - self.loss_mean
         self.loss_mean += share * distance
         self.loss_variance = (1 - share) * (self.loss_variance + share * distance * distance)

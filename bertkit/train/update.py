@@ -76,4 +76,4 @@ def _skip(run: Trained, loss: float, norm: float) -> None:
             f"{line}; {MOST_SKIPS} in a row were skipped, the run is not learning: lower "
             "train.learning_rate and --resume from the last good checkpoint"
         )
-    run.progress.say(f"{line}, skipped")
+    run.progress.warn(f"{line}, skipped")

@@ -12,6 +12,7 @@ import msgspec
 from cyclopts import Parameter
 
 from bertkit.settings import Recipe, Size, load_recipe
+from bertkit.train.early import check_data, check_old, check_out
 from bertkit.verbs.options import Common
 from bertkit.verbs.recipes import RunOptions, given_settings
 
@@ -108,6 +109,11 @@ def pretrain(
     """Pretrain a BERT on prepared shards: masked words and next sentences."""
     options, common = options or PretrainOptions(), common or Common()
     recipe = read_recipe(run.file(), overrides(options, common.seed, run.set))
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one rank speaks for all
+    if speaks:
+        check_out(run.out, run.resume, run.overwrite)
+    check_data(data)
+    check_old(recipe)
     from bertkit.train.pretrain import pretrain as train
 
     result = train(
@@ -119,7 +125,7 @@ def pretrain(
         device=common.device,
         quiet=common.quiet,
     )
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+    if speaks:
         common.show(result.to_dict(), _summary(result))
     if result.interrupted:
         raise KeyboardInterrupt

@@ -23,7 +23,11 @@ class RunOptions:
 
     out: Annotated[Path, Parameter(help="The run folder; its model/ holds the result.")]
     recipe: Annotated[
-        str | None, Parameter(help="A packaged recipe's name, or a TOML file of settings.")
+        str | None,
+        Parameter(
+            help="A TOML file of settings. For pretrain also bert-paper (the paper's settings), "
+            "chinese-wwm (whole words of Chinese), minutes (for a few minutes)."
+        ),
     ] = None
     set: Annotated[
         tuple[str, ...],

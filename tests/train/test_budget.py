@@ -96,3 +96,5 @@ def test_time_left_and_pace(clock: Clock) -> None:
     now = RunState(step=20, tokens=3000, progress=0.2)
     assert pace.seconds_left(now) == pytest.approx(80)
     assert pace.tokens_per_second(now) == pytest.approx(200)
+    pace.measuring += 2  # an evaluation
+    assert pace.tokens_per_second(now) == pytest.approx(250)

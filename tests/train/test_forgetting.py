@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_old_and_new_text_before_and_after(
     # Said early, logged all along, and shown at the end.
     err = capsys.readouterr().err
     assert err.index("before training: old text") < err.index("held out at step")
+    found = re.search(r"\(the same ([\d,]+) tokens of it in every evaluation\)", err)
+    assert found
+    tokens = int(found[1].replace(",", ""))
+    # Old text counts as much as new: no evaluation reads more than was trained on before it.
+    evaluated = sum(line["event"] == "eval" for line in read_log(tmp_path / "log.jsonl"))
+    assert 500 < tokens <= 1024
+    assert evaluated <= 1 + result.tokens // (1024 + tokens)
     log = read_log(tmp_path / "log.jsonl")
     assert log[1]["event"] == "before"
     assert log[1]["old_mlm_loss"] == rows["old"]["mlm_loss_before"]

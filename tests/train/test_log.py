@@ -123,6 +123,15 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr() == ("", "")
 
 
+def test_warnings_show_even_when_quiet_from_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    for rank in (0, 1):
+        with Progress(quiet=rank == 0, rank=rank) as progress:
+            progress.update(1.0, "done", 0)
+            progress.say("never seen")
+            progress.warn(f"rank {rank} warns")
+    assert capsys.readouterr() == ("", "rank 0 warns\n")
+
+
 def test_clock() -> None:
     assert [clock(x) for x in (0, 61, 3723.4, math.inf, -5)] == [
         "00:00", "01:01", "1:02:03", "?", "00:00",

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -146,6 +147,18 @@ def test_schedules_at_their_key_points() -> None:
     forever = schedule("constant", warmup_ratio=0.0, cooldown_ratio=0.0)
     assert [learning_rate_at(x, forever) for x in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
     assert learning_rate_at(0.5, schedule("linear", warmup_ratio=1.0)) == 0.5
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_schedules_are_those_of_transformers(kind: str) -> None:
+    """Also in the first step, whose rate is 0, and in a run of one step."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = getattr(transformers, f"get_{kind}_schedule_with_warmup")
+    for steps, warmup in ((50, 5), (7, 7), (1, 1)):
+        step_of = theirs(optimizer, warmup, steps).lr_lambdas[0]
+        train = schedule(kind, warmup_ratio=warmup / steps)
+        for step in range(steps):
+            assert learning_rate_at(step / steps, train) == pytest.approx(step_of(step), abs=1e-12)
 
 
 @given(

@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -124,7 +126,7 @@ def test_what_is_saved_keeps_berts_dropout_for_fine_tuning(finished: PretrainRes
     assert config["architectures"] == ["BertForPreTraining"]
 
 
-def test_card_and_curves(finished: PretrainResult) -> None:
+def test_card_and_curves(finished: PretrainResult, data: Path) -> None:
     assert finished.model is not None
     card = (finished.model / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlibrary_name: transformers\n")
@@ -133,7 +135,10 @@ def test_card_and_curves(finished: PretrainResult) -> None:
     )
     assert "160 steps" in card
     assert "learning_rate = 0.005" in card
-    assert "- data\n" in card
+    assert (
+        f"- `data`: 240 documents, {sum(s.tokens for s in open_data([data]).train):,} tok" in card
+    )
+    assert "; held out 24 documents, " in card
     assert (finished.model / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -283,14 +288,38 @@ def test_starting_from_a_model(finished: PretrainResult, data: Path, tmp_path: P
     assert result.figures["mlm_loss"] == pytest.approx(finished.figures["mlm_loss"], rel=1e-6)
 
 
-def test_without_a_held_out_share(data: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_manual_names_every_figure_of_the_log(finished: PretrainResult, language: str) -> None:
+    page = (ROOT / "docs" / language / "pretrain.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (.+) \|$", page, re.M))
+    for line in read_log(finished.run / "log.jsonl"):
+        for figure in line.keys() - {"event", "step"}:
+            assert f"`{figure}`" in rows[line["event"]], (line["event"], figure)
 
+
+def test_losses_of_words_and_of_pairs_are_told_apart(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain([data], tmp_path, small_recipe(train__steps=4), device="cpu")
+    err = capsys.readouterr().err
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if line["event"] == "train"]
+    words, pairs = (sum(x[name] for x in lines) / 4 for name in ("mlm_loss", "nsp_loss"))
+    assert f"step 4  loss: words {words:.3f}, pairs {pairs:.3f}  " in err
+    assert "masks: masked-word loss" in err
+    assert ": masked-word loss" in err[err.index("held out at step 4") :]
+    assert ", next-sentence accuracy 0." in err
+    assert "cpu, float32, 1 thread, " in err
+
+
+def test_without_a_held_out_share(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = tmp_path / "data"
     shutil.copytree(data, other)
     shutil.rmtree(other / "dev")
-    result = run(other, tmp_path / "run", train__steps=2)
+    result = pretrain([other], tmp_path / "run", small_recipe(train__steps=2), device="cpu")
     assert result.figures == {}
+    assert "prepare the data with --held_out 0.01" in capsys.readouterr().err
     assert "No documents were held out" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,16 @@ from bertkit.errors import CheckpointError, DataError, UsageError
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.runtime import Runtime
 from bertkit.settings import Recipe, dump_recipe, load_recipe
-from bertkit.train.setup import build_loader, only_one, open_data, open_run, resolve, wants_compile
+from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.setup import (
+    build_loader,
+    check_word_starts,
+    only_one,
+    open_data,
+    open_run,
+    resolve,
+    wants_compile,
+)
 from bertkit.train.start import build_model
 from tests.train.conftest import small_recipe
 
@@ -40,14 +50,36 @@ def test_data_of_another_vocabulary_is_refused(data: Path, tmp_path: Path) -> No
     shutil.copytree(data, other)
     vocab = other / "tokenizer" / "vocab.txt"
     words = vocab.read_text().split()
-    from bertkit.text.tokenizer import BertTokenizer
-
     vocab.write_text("\n".join([*words[:5], *reversed(words[5:])]))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (other / "tokenizer" / name).unlink()
     BertTokenizer(vocab_file=str(vocab)).save_pretrained(other / "tokenizer")
     with pytest.raises(UsageError, match="another vocabulary"):
         open_data([data, other])
+
+
+def test_whole_words_of_chinese_need_to_be_known(tmp_path: Path) -> None:
+    """Without them single characters would be masked."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"我们爱北京天安门", "a", "##b"]
+    for name, ids, with_words in (
+        ("zh", range(5, 13), False),
+        ("zh-words", range(5, 13), True),
+        ("en", [13, 14] * 50 + [5], False),
+    ):
+        folder = tmp_path / name
+        (folder / "tokenizer").mkdir(parents=True)
+        BertTokenizer(words).save_pretrained(folder / "tokenizer")
+        (folder / "manifest.json").write_text("{}")
+        with ShardWriter(folder / "train", len(words), with_words) as writer:
+            sentence = np.array(ids, dtype=np.uint16)
+            starts = [np.ones(len(sentence), dtype=np.bool_)] if with_words else None
+            for _ in range(100):
+                writer.add([sentence], starts)
+    whole = small_recipe(data__masking="word")
+    with pytest.raises(UsageError, match=r"zh does not know where Chinese words .*--words jieba"):
+        check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh"]))
+    check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh-words"]))
+    check_word_starts(small_recipe(), open_data([tmp_path / "zh"]))
 
 
 def test_an_empty_held_out_share_counts_as_none(data: Path, tmp_path: Path) -> None:
@@ -110,6 +142,16 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(tmp_path: 
     assert not (tmp_path / "log.jsonl").exists()
 
 
+def test_a_run_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "run"):
+        with pytest.raises(UsageError, match=r"file is a file; name a folder"):
+            open_run(out, small_recipe(), False, False, MACHINE)
+    with pytest.raises(UsageError, match="say one of them"):
+        open_run(tmp_path / "run", small_recipe(), True, True, MACHINE)
+
+
 def test_overwriting_never_removes_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years")
     with pytest.raises(UsageError, match="holds no run"):
@@ -125,6 +167,7 @@ def test_continuing_with_other_settings_names_them(tmp_path: Path) -> None:
     assert "train.steps was 3, now 4" in str(caught.value)
     assert "data.mlm_probability was 0.15, now 0.3" in str(caught.value)
     assert "log." not in str(caught.value)
+    assert "--resume with none of them to continue as it began" in str(caught.value)
     free = small_recipe(train__steps=3, log__every_steps=5, checkpoint__keep=9)
     open_run(tmp_path, free, True, False, MACHINE)
 
@@ -134,8 +177,16 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_again(tmp_path: Path) -> 
     open_run(tmp_path, recipe, False, False, MACHINE)
     step = tmp_path / "checkpoints" / "step-00000002"
     step.mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="no checkpoint is whole"):
+    other = step.with_name("step-00000004")
+    other.mkdir()
+    (other / "manifest.json").write_text('{"format": 1, "step": 4, "files": {}}')
+    with pytest.raises(CheckpointError) as caught:
         open_run(tmp_path, recipe, True, False, MACHINE)
+    said = str(caught.value)
+    assert "no checkpoint is whole (step-00000002: manifest.json" in said
+    assert "step-00000004: manifest.json: names no files" in said
+    assert "another --out" in said
+    shutil.rmtree(other)
     step.rename(step.with_name("step-00000002.tmp"))  # a first save that was killed
     open_run(tmp_path, recipe, True, False, MACHINE)
 

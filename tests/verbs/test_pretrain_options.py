@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from bertkit.cli import main
 from bertkit.errors import UsageError
 from bertkit.settings import Recipe, load_recipe
 from bertkit.verbs.pretrain import (
@@ -107,6 +111,52 @@ def test_a_recipe_is_a_name_or_a_file(tmp_path: Path) -> None:
     assert recipe_of(find_recipe(str(mine)), steps=1).model.size == "tiny"
     with pytest.raises(UsageError, match=r"bert-paper, chinese-wwm"):
         find_recipe("nobodys")
+
+
+def test_help_names_every_packaged_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.toml"):
+        assert f"{path.stem} (" in shown
+
+
+# Every command of a list of lists, with what it said; importing torch fails.
+WITHOUT_TORCH = """
+import contextlib, io, json, sys
+sys.modules["torch"] = None
+from bertkit.cli import main
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(command)
+    print(code, err.getvalue().strip())
+"""
+
+
+def test_what_is_plainly_wrong_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    data, used, gone = tmp_path / "data", tmp_path / "used", str(tmp_path / "gone")
+    for folder in (data, used):
+        folder.mkdir()
+    (data / "manifest.json").touch()
+    (used / "thesis.txt").touch()
+    right = [str(data), "--out", str(tmp_path / "run")]
+    asked = {
+        "no such folder of prepared data": [gone, "--out", gone],
+        "used: no prepared data here": [str(used), "--out", gone],
+        "used is not empty; say --resume to continue or --overwrite": [*right[:2], str(used)],
+        "say one of them": [*right, "--resume", "--overwrite"],
+        "thesis.txt is a file": [*right[:2], str(used / "thesis.txt")],
+        "no setting is called 'train.stepz'": [*right, "--set", "train.stepz=3"],
+        "train.steps=0: expected a whole number >= 1": [*right, "--steps", "0"],
+        "no recipe is called 'mine'; there are bert-paper": [*right, "--recipe", "mine"],
+        "mine.toml: cannot be read: No such file": [*right, "--recipe", "mine.toml"],
+        "log.old (--old) goes with model.init": [*right, "--old", str(used)],
+        "gone: no such file or folder": [*right, "--init", "model", "--old", gone],
+    }
+    commands = json.dumps([["pretrain", *words] for words in asked.values()])
+    out = subprocess.check_output([sys.executable, "-c", WITHOUT_TORCH, commands], text=True)
+    for said, line in zip(asked, out.splitlines(), strict=True):
+        assert said in line
+        assert line[0] in "12"
 
 
 def test_a_run_goes_on_with_its_own_recipe(tmp_path: Path) -> None:
