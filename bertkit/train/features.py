@@ -101,6 +101,60 @@ def chunks(rows: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
         yield chunk
 
 
+class Lengths:
+    """How many tokens rows have, and how many rows are longer than what is read at once.
+
+    Args:
+        task: what makes features of rows.
+
+    Attributes:
+        tokens: of each example: a row, or one window where windows stand alone.
+        rows: how many.
+        windowed: rows that are read in several windows.
+        cut: rows whose ends no feature holds.
+    """
+
+    def __init__(self, task: Task[Any]) -> None:
+        self.task = task
+        self.tokens: list[int] = []
+        self.rows = self.windowed = self.cut = 0
+
+    def add(self, found: Iterable[Sequence[Feature]]) -> None:
+        """Count the features of some rows; rows without any count for nothing."""
+        for features in filter(None, found):
+            sizes = [len(feature.ids) for feature in features]
+            self.tokens += sizes if self.task.reads_tokens else [sum(sizes)]
+            self.rows += 1
+            self.windowed += self.task.reads_tokens and len(features) > 1
+            self.cut += any(feature.cut for feature in features)
+
+    @classmethod
+    def of(cls, task: Task[Any], store: FeatureStore) -> Lengths:
+        """Of rows whose features are stored."""
+        lengths = cls(task)
+        lengths.tokens = store.tokens.tolist()
+        counts = np.unique_counts(store.rows).counts
+        lengths.rows = len(counts)
+        lengths.windowed = int((counts > 1).sum()) if task.reads_tokens else 0
+        lengths.cut = len(np.unique(store.rows[store.cut > 0]))
+        return lengths
+
+    def lines(self) -> list[str]:
+        """For people."""
+        shown = np.percentile(self.tokens, [50, 95, 100]).astype(int).tolist()
+        lines = [
+            f"{len(self.tokens):,} examples of {shown[0]} tokens (median), 95% up to {shown[1]}, "
+            f"longest {shown[2]}; at most {self.task.max_length}"
+        ]
+        for count, what in (
+            (self.windowed, "read in overlapping windows"),
+            (self.cut, "their ends cut off"),
+        ):
+            if count:
+                lines.append(f"{count:,} rows ({count / self.rows:.1%}) are longer, {what}")
+        return lines
+
+
 def store_features(task: Task[Any], rows: Iterable[Any]) -> FeatureStore:
     """Make the features of all rows; texts are read, and forgotten, a few hundred at a time.
 

@@ -22,6 +22,8 @@ from bertkit import runtime
 from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe, dump_recipe
 from bertkit.train.finetune_end import finish
+from bertkit.train.finetune_plan import Files, Place, resolve
+from bertkit.train.finetune_result import FinetuneResult, read_result
 from bertkit.train.finetune_run import (
     TaskRun,
     measure,
@@ -30,8 +32,8 @@ from bertkit.train.finetune_run import (
     take_figures,
     try_metric,
 )
-from bertkit.train.finetune_setup import Files, FinetuneResult, read_result, resolve
 from bertkit.train.finetune_step import Micro, StepResult, forward_backward
+from bertkit.train.finetune_told import announce
 from bertkit.train.folds import finetune_all
 from bertkit.train.log import Progress
 from bertkit.train.optim import learning_rate_at
@@ -90,12 +92,12 @@ def finetune(
     recipe = resolve(task, recipe, dev is not None, saved)
     with ExitStack() as stack:
         machine = stack.enter_context(runtime.start(device, recipe.train.precision))
-        progress = stack.enter_context(Progress(quiet or machine.rank > 0))
+        progress = stack.enter_context(Progress(quiet, rank=machine.rank))
 
-        def one(place: Path, own: FinetuneRecipe, fold: int | None) -> FinetuneResult:
-            return _finetune_one(
-                task, (files, place, fold), own, machine, (resume, overwrite), progress
-            )
+        def one(folder: Path, own: FinetuneRecipe, fold: int | None) -> FinetuneResult:
+            first = own.train.seed == recipe.train.seed and not fold
+            place = Place(files, folder, fold, first)
+            return _finetune_one(task, place, own, machine, (resume, overwrite), progress)
 
         if recipe.train.seeds == 1 and not recipe.data.folds:
             return one(out, recipe, None)
@@ -105,62 +107,28 @@ def finetune(
 
 def _finetune_one(
     task: str,
-    places: tuple[Files, Path, int | None],
+    place: Place,
     recipe: FinetuneRecipe,
     machine: Runtime,
     going_on: tuple[bool, bool],
     progress: Progress,
 ) -> FinetuneResult:
     """One run into one folder; a run that is finished already is not touched."""
-    (_, out, _), (resume, overwrite) = places, going_on
+    out, (resume, overwrite) = place.out, going_on
     open_run(out, recipe, resume, overwrite, machine)
     if resume and (done := read_result(out)) is not None:
         progress.say(f"{out}: finished before")
         return done
     with ExitStack() as stack:
         stack.enter_context(only_one(out, machine))
-        run = prepare_run(task, places, recipe, machine, resume, progress)
+        run = prepare_run(task, place, recipe, machine, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(stop_signals(run))
         try_metric(run)
-        _announce(run)
+        announce(run, place.first)
         _loop(run)
         _save(run)
         return finish(run)
-
-
-def _announce(run: TaskRun) -> None:
-    """Say and log what is trained, on what machine, and how fast it learns."""
-    machine, config, train = run.machine, run.model.config, run.recipe.train
-    epoch = run.data.epoch(0)
-    dropout = config.hidden_dropout_prob if train.dropout is None else train.dropout
-    run.progress.say(
-        f"{type(run.model).__name__}: {config.num_hidden_layers} layers of {config.hidden_size}, "
-        f"{run.model.num_parameters():,} parameters, "
-        f"{run.model.num_parameters(only_trainable=True):,} trained; "
-        f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
-        f"{machine.world} rank(s) of {machine.threads} threads"
-    )
-    budget = next(
-        f"{value:g} {name}"
-        for name in ("epochs", "steps", "minutes")
-        if (value := getattr(train, name)) is not None
-    )
-    settings = {
-        "learning_rate": train.learning_rate,
-        "batch_size": train.batch_size,
-        "warmup_ratio": train.warmup_ratio,
-        "lr_scheduler_type": train.lr_scheduler_type,
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "dropout": dropout,
-        "crf_learning_rate": train.crf_learning_rate if run.recipe.data.crf else None,
-    }
-    shown = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    run.progress.say(f"{budget}, {epoch.steps:,} steps an epoch; {shown}")
-    if run.state.step == 0:
-        steps = {"budget": budget, "steps_per_epoch": epoch.steps, "examples": len(epoch.order)}
-        run.log.write("begin", 0, task=run.task.name, metric=run.metric, **steps, **settings)
 
 
 def _loop(run: TaskRun) -> None:

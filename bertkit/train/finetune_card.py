@@ -7,9 +7,8 @@ from typing import Any
 
 from bertkit.checkpoint.files import write_atomically
 from bertkit.settings import dump_recipe
-from bertkit.tasks.outcomes import led_by
+from bertkit.train.finetune_result import FinetuneResult
 from bertkit.train.finetune_run import TaskRun
-from bertkit.train.finetune_setup import FinetuneResult
 from bertkit.train.log import clock, read_log
 
 CARD = """---
@@ -121,6 +120,8 @@ def write_card(run: TaskRun, model: Any, result: FinetuneResult) -> None:
 
 
 def _labels(run: TaskRun, model: Any) -> str:
+    if run.task.name == "choose":
+        return "\nThe label of an answer is the number of the choice, from 0.\n"
     if "label2id" not in run.task.config_changes():
         return ""
     names = list(model.config.id2label.values())
@@ -155,23 +156,34 @@ def _data(run: TaskRun) -> str:
 
 def figures_table(result: FinetuneResult) -> str:
     """The figures on dev and test as a Markdown table."""
-    names = list(led_by(result.metric, result.figures | result.test))
-    names = [n for n in names if _number(result.figures.get(n, result.test.get(n)))]
-    if not names:
-        return "There was no dev file and no test file."
-    lines = ["| figure | dev | test |", "|---|---|---|"]
-    for name in names:
-        row = [_shown(figures.get(name)) for figures in (result.figures, result.test)]
-        lines.append(f"| {name} | {row[0]} | {row[1]} |")
-    return "\n".join(lines)
+    table = result.table()
+    return "There was no dev file and no test file." if table is None else table.markdown()
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def write_card_of_several(together: FinetuneResult, best: FinetuneResult) -> None:
+    """Put the figures of all runs in place of its own into the card of the best one's model.
 
-
-def _shown(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+    Args:
+        together: of all runs; its model is a copy of the best one's.
+        best: of the best run.
+    """
+    assert together.model is not None
+    path, runs = together.model / "README.md", together.runs_table()
+    before, _, rest = path.read_text("utf-8").partition("## Figures\n")
+    curves = rest.index("\n![curves]")
+    count = len(together.runs)
+    figures = f"Mean ± standard deviation of {count} runs that differ in their seeds.\n\n"
+    figures += figures_table(together)
+    if runs is not None:
+        figures += f"\n\n{runs.markdown()}"
+    figures += (
+        f"\n\nThe weights, the curves and the settings below are those of `{best.run.name}`, step "
+        f"{best.best_step:,} of {best.steps:,}"
+        + (f": the best on dev by `{best.metric}`.\n" if best.figures else ".\n")
+    )
+    card = f"{before}## Figures\n\n{figures}{rest[curves:]}"
+    card = card.replace(f"\n# {best.run.name}\n", f"\n# {together.run.name}\n")
+    write_atomically(path, card.replace(str(best.model), str(together.model)).encode())
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path, metric: str) -> None:

@@ -15,7 +15,7 @@ from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe
 from bertkit.tasks.task import Task
 from bertkit.train.augment import Mentions, hide_words, swap_rows
-from bertkit.train.features import FeatureStore, epoch_order, split_step, store_features
+from bertkit.train.features import FeatureStore, Lengths, epoch_order, split_step, store_features
 from bertkit.train.finetune_step import Micro
 from bertkit.train.objectives import IGNORED
 from bertkit.train.rows import Census, Part
@@ -72,24 +72,11 @@ class TrainData:
 
     def lines(self) -> list[str]:
         """What the model will read, for people."""
-        tokens = self.store.tokens
-        shown = np.percentile(tokens, [50, 95, 100]).astype(int).tolist()
-        lines = [
-            f"{len(tokens):,} examples of {shown[0]} tokens (median), 95% up to {shown[1]}, "
-            f"longest {shown[2]}; at most {self.task.max_length}"
-        ]
-        rows = len(np.unique(self.store.rows))
-        counts = np.bincount(self.store.rows)
-        if (several := int((counts > 1).sum())) and self.task.reads_tokens:
-            lines.append(
-                f"{several:,} rows ({several / rows:.1%}) are longer, read in overlapping windows"
-            )
+        lines = Lengths.of(self.task, self.store).lines()
         if self._idle:
             lines.append(
                 f"{self._idle:,} rows teach nothing: their answers are not in their passages"
             )
-        if cut := len(np.unique(self.store.rows[self.store.cut > 0])):
-            lines.append(f"{cut:,} rows ({cut / rows:.1%}) are longer, their ends cut off")
         return lines
 
     def class_counts(self, classes: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bertkit.checkpoint.files import write_atomically
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.task import Task
 from bertkit.train.finetune_card import write_card
+from bertkit.train.finetune_result import FinetuneResult, write_results
 from bertkit.train.finetune_run import BEST, TaskRun, best_folder, measure
-from bertkit.train.finetune_setup import RESULTS_NAME, FinetuneResult
 from bertkit.train.lora import merged_state
 
 
@@ -96,15 +94,3 @@ def _figures(run: TaskRun, model: Any, task: Task[Any]) -> dict[str, Any]:
     assert run.parts.dev is not None
     alone = replace(run.machine, world=1)
     return measure(replace(run, machine=alone), model, run.parts.dev, task)
-
-
-def write_results(result: FinetuneResult) -> None:
-    """all_results.json: the result, and its figures by the names that scripts elsewhere use."""
-    values = result.to_dict()
-    for prefix, figures in (("eval", result.figures), ("test", result.test)):
-        values |= {f"{prefix}_{name}": value for name, value in figures.items()}
-    values |= {"train_runtime": result.seconds}
-    if result.seconds > 0:
-        values["train_samples_per_second"] = result.examples / result.seconds
-    text = json.dumps(values, ensure_ascii=False, indent=1, default=str)
-    write_atomically(result.run / RESULTS_NAME, (text + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from bertkit.tasks.task import Task
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.budget import Budget
 from bertkit.train.finetune_data import TrainData
+from bertkit.train.finetune_plan import Files, Place
 from bertkit.train.finetune_setup import (
-    Files,
     Parts,
     build_task,
     open_model,
@@ -48,6 +49,8 @@ LOWER = ("loss", "mse", "mae", "rmse", "error")
 BEST = "best"
 # Rows on which a run tries its dev file before the first step.
 TRIED = 8
+# Rows between signs of life while figures are taken.
+SHOWN = 256
 
 
 class TaskState(RunState):
@@ -87,7 +90,6 @@ class TaskBudget(Budget):
     ) -> None:
         super().__init__(train, 0, state, machine, begun)
         self.examples_before = state.examples
-        self.measuring = 0.0
 
     def examples_per_second(self, state: TaskState) -> float:
         """Examples learned from a second over this sitting, evaluations not counted."""
@@ -144,7 +146,7 @@ class TaskRun:
 
 def prepare_run(
     task_name: str,
-    places: tuple[Files, Path, int | None],
+    place: Place,
     recipe: FinetuneRecipe,
     machine: Runtime,
     resume: bool,
@@ -154,7 +156,7 @@ def prepare_run(
 
     Args:
         task_name: one of TASKS.
-        places: the files, the run folder, and the number of the fold to measure on, if any.
+        place: the files, the run folder, the fold to measure on, if any.
         recipe: the settings, resolved.
         machine: device, format, ranks.
         resume: go on from a checkpoint where there is one.
@@ -166,15 +168,17 @@ def prepare_run(
         UsageError: model, data and settings do not go together.
     """
     begun = time.monotonic()
-    (files, out, fold), train = places, recipe.train
+    files, out, train = place.files, place.out, recipe.train
     assert recipe.model.init is not None
-    parts = open_parts(task_name, files, recipe, fold)
-    found = newest_step(out / "checkpoints", progress.say) if resume else None
+    parts = open_parts(task_name, files, recipe, place.fold)
+    found = newest_step(out / "checkpoints", progress.warn) if resume else None
     tokenizer, config = open_tokenizer(str(found or recipe.model.init))
-    task, census = build_task(task_name, tokenizer, config, parts, recipe.data)
+    task, census, told = build_task(task_name, tokenizer, config, parts, recipe.data)
     data = TrainData(task, parts.train, census, recipe)
-    _tell(progress, files, parts, census.summary.lines(), data)
-    model, optimizers, state = _begin(found, task, data, recipe, machine, progress)
+    if place.first:
+        told["train"] = census.summary.lines() + data.lines()
+        _tell(progress, files, parts, told)
+    model, optimizers, state = _begin(found, task, data, recipe, machine, progress, place.first)
     state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
     board = out / "tensorboard" if recipe.log.tensorboard else None
     objective = _objective(task, recipe, data, machine)
@@ -205,11 +209,13 @@ def _begin(
     recipe: FinetuneRecipe,
     machine: Runtime,
     progress: Progress,
+    show: bool,
 ) -> tuple[Any, TaskOptimizer, TaskState]:
     """Model, optimiser and state: of the checkpoint `found`, else of the first step."""
     assert recipe.model.init is not None
     if found is None:
-        model = open_model(recipe.model.init, task, recipe, progress.say)
+        say = progress.say if show else lambda text: None
+        model = open_model(recipe.model.init, task, recipe, say)
     else:
         model = rebuild_model(found, task, recipe)
     model = model.to(machine.device).train()
@@ -225,9 +231,7 @@ def _begin(
     return model, optimizers, state
 
 
-def _tell(
-    progress: Progress, files: Files, parts: Parts, labels: list[str], data: TrainData
-) -> None:
+def _tell(progress: Progress, files: Files, parts: Parts, told: dict[str, list[str]]) -> None:
     """Say what was understood of the files, before anything is trained."""
     for name, part in (("train", parts.train), ("dev", parts.dev), ("test", parts.test)):
         if part is None:
@@ -235,7 +239,7 @@ def _tell(
         path = getattr(files, name)
         progress.say(f"{name}: {path or 'held out of ' + str(files.train)}")
         lines = part.file.describe() if path else []
-        for line in lines + (labels + data.lines() if name == "train" else []):
+        for line in lines + told[name]:
             progress.say(f"  {line}")
         for line in part.bad.lines():
             progress.say(f"  left out: {line}")
@@ -283,8 +287,12 @@ def measure(
     task = task or run.task
     if run.machine.rank == 0:
         meter = task.meter()
-        for row, prediction in predict_rows(task, model, rows, dtype=run.machine.dtype):
+        predicted = predict_rows(task, model, rows, dtype=run.machine.dtype)
+        for number, (row, prediction) in enumerate(predicted, 1):
             meter.add(row, prediction)
+            if number % SHOWN == 0:  # below 1: the whole is shown at once, every time
+                share = min(run.state.progress, 0.999)
+                run.progress.update(share, f"measuring: {number:,} rows", math.nan)
         figures = meter.figures()
     if run.machine.world > 1:
         dist.barrier()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import torch
 
@@ -16,175 +14,19 @@ from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import config_file
 from bertkit.checkpoint.hub import resolve_model
 from bertkit.errors import DataError, UsageError
-from bertkit.settings import FinetuneRecipe, TaskDataSettings, TaskTrainSettings, load_recipe
-from bertkit.tasks.build import TASKS, TaskOptions, new_task
-from bertkit.tasks.formats import Columns, open_rows
+from bertkit.settings import FinetuneRecipe, TaskDataSettings
+from bertkit.tasks.build import TaskOptions, new_task
+from bertkit.tasks.formats import Summary
 from bertkit.tasks.load import compare_sizes
+from bertkit.tasks.schemes import PLAIN
 from bertkit.tasks.task import Task
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.train.features import Lengths, chunks
+from bertkit.train.finetune_plan import Files, open_file
 from bertkit.train.lora import add_adapters
 from bertkit.train.rates import freeze
-from bertkit.train.rows import Census, Part, assign_folds, hold_out
+from bertkit.train.rows import Census, Part, assign_folds, hold_out, text_key
 from bertkit.train.start import set_dropout
-
-BUDGETS = ("epochs", "steps", "minutes")
-EPOCHS = 3.0
-# Of the four rates that the paper tried (2e-5 to 5e-5), those in common use for each task.
-LEARNING_RATES = {"classify": 2e-5, "regress": 2e-5, "choose": 2e-5, "tag": 3e-5, "qa": 3e-5}
-# A field over tags begins at nothing and has few numbers: with the encoder's rate it would still be
-# nothing when training ends (100 to 1,000 times it are in common use).
-CRF_FASTER = 100.0
-# Adapters begin at nothing as well; 4e-4 is what the paper has for RoBERTa (2106.09685, table 9).
-LORA_FASTER = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
-    """What became of a run.
-
-    Attributes:
-        run: the run folder.
-        model: the finished model folder; None when interrupted, and of k-fold runs.
-        task: classify, regress, tag, qa or choose.
-        metric: the figure that the best model was chosen by.
-        figures: of the saved model on dev; empty without dev. Of several runs, the means.
-        test: of the saved model on test.
-        best_step: the step of the saved model.
-        steps: optimiser steps done.
-        examples: examples learned from, each as often as it was.
-        tokens: real tokens of these.
-        seconds: wall-clock seconds, all sittings together.
-        skipped: steps skipped for a bad loss.
-        stopped_early: the figures did not get better any more.
-        interrupted: stopped before the end; everything is saved.
-        runs: of several runs (seeds, folds) the folder and the figures of each.
-        deviations: of several runs, the standard deviations of `figures` and `test` (n - 1).
-    """
-
-    run: Path
-    model: Path | None
-    task: str
-    metric: str
-    figures: dict[str, Any] = field(default_factory=dict)
-    test: dict[str, Any] = field(default_factory=dict)
-    best_step: int = 0
-    steps: int = 0
-    examples: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    stopped_early: bool = False
-    interrupted: bool = False
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    deviations: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        values = asdict(self)
-        return values | {"run": str(self.run), "model": self.model and str(self.model)}
-
-
-RESULTS_NAME = "all_results.json"
-
-
-def read_result(out: Path) -> FinetuneResult | None:
-    """What a finished run left in all_results.json; None where there is nothing of the kind."""
-    try:
-        values = json.loads((out / RESULTS_NAME).read_bytes())
-        known = {f.name for f in fields(FinetuneResult)}
-        mine = {name: value for name, value in values.items() if name in known}
-        model = out / "model" if mine["model"] else None
-        return FinetuneResult(**(mine | {"run": out, "model": model}))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def resolve(task: str, recipe: FinetuneRecipe, has_dev: bool, saved: Path | None) -> FinetuneRecipe:
-    """Fill in what the recipe leaves open, and refuse what cannot work.
-
-    Args:
-        task: one of TASKS.
-        recipe: as the user gave it.
-        has_dev: there is a dev file.
-        saved: the recipe of a run that is to go on; taken where `recipe` names no more than it.
-
-    Raises:
-        UsageError: there is no such task, or settings contradict each other.
-    """
-    if task not in TASKS:
-        raise UsageError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
-    recipe = msgspec.convert(msgspec.to_builtins(recipe), FinetuneRecipe)  # a copy
-    if saved is not None and saved.is_file():
-        init = recipe.model.init
-        recipe.model.init = None
-        if recipe == FinetuneRecipe():
-            recipe = load_recipe(saved, {}, FinetuneRecipe)
-        recipe.model.init = init or recipe.model.init
-    if recipe.model.init is None:
-        raise UsageError("name the model to begin with, or set model.init")
-    train = recipe.train
-    given = [name for name in BUDGETS if getattr(train, name) is not None]
-    if len(given) > 1:
-        raise UsageError(f"one budget, please: {' and '.join(f'train.{g}' for g in given)} are set")
-    if not given:
-        train.epochs = EPOCHS
-    usual = LEARNING_RATES[task] * (LORA_FASTER if train.lora_rank else 1.0)
-    train.learning_rate = train.learning_rate or usual
-    train.head_learning_rate = train.head_learning_rate or train.learning_rate
-    if recipe.data.crf:
-        faster = CRF_FASTER * train.learning_rate
-        train.crf_learning_rate = train.crf_learning_rate or faster
-    for wrong, why in _contradictions(task, recipe.data, train, has_dev):
-        if wrong:
-            raise UsageError(why)
-    return recipe
-
-
-def _contradictions(
-    task: str, data: TaskDataSettings, train: TaskTrainSettings, has_dev: bool
-) -> list[tuple[bool, str]]:
-    """Whether settings do not go together, each with what to say then."""
-    classes = task in ("classify", "tag")
-    frozen = train.freeze_embeddings or train.freeze_layers > 0 or train.lora_rank > 0
-    changed = train.loss != "ce" or train.class_weights != "none"
-    measured = has_dev or data.dev > 0 or data.folds > 0
-    return [
-        (train.loss != "ce" and not classes, f"train.loss={train.loss} is for classify and tag"),
-        (train.class_weights != "none" and not classes, "train.class_weights is for classify, tag"),
-        (data.oversample > 0 and not classes, "data.oversample is for classify and tag"),
-        (train.loss == "dice" and data.multi_label, "train.loss=dice needs one label a text"),
-        (data.crf and task != "tag", "data.crf is for tag"),
-        (
-            data.crf and changed,
-            "data.crf scores whole sequences of tags: train.loss=ce, no train.class_weights",
-        ),
-        (data.augment != "none" and task != "tag", "data.augment is for tag"),
-        (
-            frozen and train.adversarial != "none",
-            f"train.adversarial={train.adversarial} moves the word embeddings, which "
-            "train.freeze_layers, train.freeze_embeddings and train.lora_rank freeze",
-        ),
-        (
-            train.freeze_layers > 0 and train.lora_rank > 0,
-            "train.lora_rank freezes all layers already; leave out train.freeze_layers",
-        ),
-        (has_dev and data.dev > 0, "data.dev is for runs without a dev file; leave one out"),
-        (data.folds == 1, "data.folds is 1; two or more, or 0 for none"),
-        (
-            data.folds > 0 and (has_dev or data.dev > 0 or train.seeds > 1),
-            "data.folds takes its dev rows from train: without a dev file, data.dev or train.seeds",
-        ),
-        (train.patience > 0 and not measured, "train.patience needs a dev file, or data.dev"),
-    ]
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of a run, as the user named them; None: there is none."""
-
-    train: Path
-    dev: Path | None = None
-    test: Path | None = None
 
 
 @dataclass
@@ -210,22 +52,13 @@ def open_parts(task: str, files: Files, recipe: FinetuneRecipe, fold: int | None
         UsageError: a file is standard input, which cannot be read twice.
     """
     data = recipe.data
-    columns = Columns(data.text, data.pair, data.label, None, data.header, data.format, None,
-                      data.joiner)  # fmt: skip
 
-    def opened(path: Path | None, what: str) -> Part | None:
-        if path is None:
-            return None
-        if str(path) == "-":
-            raise UsageError(f"--{what} -: it is read several times; name a file")
-        file = open_rows(path, task, columns)
-        if not file.labelled:
-            raise DataError("there are no labels in it; to have it labelled: predict", path)
-        return Part(file, data.skip_bad_rows)
+    def opened(what: Literal["train", "dev", "test"]) -> Part | None:
+        file = open_file(task, files, what, data)
+        return None if file is None else Part(file, data.skip_bad_rows)
 
-    train = opened(files.train, "train")
+    train, dev = opened("train"), opened("dev")
     assert train is not None
-    dev = opened(files.dev, "dev")
     held = None
     if fold is not None:
         held = assign_folds(train, data.folds, recipe.train.seed) == fold
@@ -234,7 +67,7 @@ def open_parts(task: str, files: Files, recipe: FinetuneRecipe, fold: int | None
     if held is not None:
         dev = Part(train.file, data.skip_bad_rows, held)
         train.kept = np.logical_not(held)
-    return Parts(train, dev, opened(files.test, "test"))
+    return Parts(train, dev, opened("test"))
 
 
 def options_of(data: TaskDataSettings) -> TaskOptions:
@@ -245,26 +78,69 @@ def options_of(data: TaskDataSettings) -> TaskOptions:
 
 def build_task(
     name: str, tokenizer: BertTokenizer, config: BertConfig, parts: Parts, data: TaskDataSettings
-) -> tuple[Task[Any], Census]:
-    """The task that the training rows describe, and what was seen in them.
+) -> tuple[Task[Any], Census, dict[str, list[str]]]:
+    """The task that the training rows describe, what was seen in them, and in dev and test.
+
+    Labels are those of the whole training file, also of the rows that are held out of it: all
+    folds have the same.
 
     Raises:
         DataError: nothing can be learned from the rows, or rows of dev or test have labels that
             those of train lack.
     """
-    census = Census()
-    watched = census.watch(parts.train)
-    options = options_of(data)
+    options, census = options_of(data), Census()
+    watched = census.watch(Part(parts.train.file, data.skip_bad_rows))
     task = new_task(name, tokenizer, watched, options, config.max_position_embeddings)
     for _ in watched:  # a task that learns nothing from the rows does not look at them
         pass
+    if parts.train.kept is not None:
+        census = Census()
+        for _ in census.watch(parts.train):
+            pass
     if not census.classes:
         raise DataError("no rows to learn from")
-    for part in (parts.dev, parts.test):
-        if part is not None:
-            for row in Census().watch(part):
-                task.check(row)
-    return task, census
+    _refuse_wrong_task(name, census.summary, task, parts.train.file.path)
+    told = {
+        what: _look_at(part, task, census.texts)
+        for what, part in (("dev", parts.dev), ("test", parts.test))
+        if part is not None
+    }
+    return task, census, told
+
+
+def _refuse_wrong_task(name: str, seen: Summary, task: Task[Any], path: str) -> None:
+    """Refuse a file of tags read as a table of texts, and a table of texts read as tags."""
+    labels = list(seen.labels)
+    if name == "classify" and "O" in labels and all(x == "O" or x[1:2] == "-" for x in labels):
+        raise DataError("the labels are tags of words; `finetune tag` learns them", path)
+    if name == "tag" and seen.rows == 1 and task.options.scheme == PLAIN:
+        raise DataError(
+            "all lines are one text, no tag like B-PER: blank lines part the texts of a CoNLL "
+            "file; `finetune classify` learns labels of whole texts",
+            path,
+        )
+
+
+def _look_at(part: Part, task: Task[Any], learned: set[int]) -> list[str]:
+    """What dev or test hold, for people; `learned` are the keys of the texts of train.
+
+    Raises:
+        DataError: there are no rows, or one has a label that the training rows lack.
+    """
+    census, lengths = Census(), Lengths(task)
+    known = 0
+    for rows in chunks(census.watch(part)):
+        for row in rows:
+            task.check(row)
+        known += sum(text_key(row) in learned for row in rows)
+        lengths.add(task.features_of(rows, labelled=False))
+    if not census.classes:
+        raise DataError("no rows to measure on", part.file.path)
+    lines = census.summary.lines() + lengths.lines()
+    if known:
+        share = known / census.summary.rows
+        lines.append(f"{known:,} rows ({share:.1%}) have a text that is in train too")
+    return lines
 
 
 def open_model(

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe
-from bertkit.train.finetune_end import write_results
+from bertkit.train.finetune_card import write_card_of_several
+from bertkit.train.finetune_result import FinetuneResult, write_results
 from bertkit.train.finetune_run import LOWER
-from bertkit.train.finetune_setup import FinetuneResult
 from bertkit.train.log import Progress
 
 # Runs one recipe into one folder; the last argument is the number of the fold, if any.
@@ -42,12 +42,12 @@ def finetune_all(
     together = summarize(out, results)
     if machine.rank == 0:
         if not recipe.data.folds:
-            best = results[best_run(results)]
+            number = best_run(results)
+            best, together.runs[number]["kept"] = results[number], True
             assert best.model is not None
             shutil.copytree(best.model, out / "model", dirs_exist_ok=True)
             together = replace(together, model=out / "model", best_step=best.best_step)
-        for line in table(together):
-            progress.say(line)
+            write_card_of_several(together, best)
         write_results(together)
     if machine.world > 1:
         dist.barrier()
@@ -110,14 +110,3 @@ def best_run(results: Sequence[FinetuneResult]) -> int:
     sign = -1.0 if any(word in metric for word in LOWER) else 1.0
     values = [sign * float(r.figures.get(metric, 0.0)) for r in results]
     return max(range(len(values)), key=lambda n: (not math.isnan(values[n]), values[n], -n))
-
-
-def table(result: FinetuneResult) -> list[str]:
-    """Lines for people: each figure's mean and deviation."""
-    lines = []
-    for kind, name in (("figures", "dev"), ("test", "test")):
-        values: dict[str, float] = getattr(result, kind)
-        for figure, value in values.items():
-            spread = result.deviations[kind][figure]
-            lines.append(f"{name} {figure}: {value:.4f} +- {spread:.4f} ({len(result.runs)} runs)")
-    return lines

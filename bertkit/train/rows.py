@@ -54,7 +54,7 @@ def assign_folds(rows: Iterable[Row], folds: int, seed: int) -> Ints:
 
     Rows of the same text (or passage) fall together, by a hash of (seed, text).
     """
-    keys = np.fromiter((_key(row) for row in rows), dtype=np.uint64)
+    keys = np.fromiter((text_key(row) for row in rows), dtype=np.uint64)
     groups, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.argsort(hash_u64(seed, groups.view(np.int64)), kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -78,7 +78,8 @@ def hold_out(rows: Iterable[Row], share: float, seed: int) -> NDArray[np.bool_]:
     return held
 
 
-def _key(row: Row) -> int:
+def text_key(row: Row) -> int:
+    """A hash of the text of a row, or of its passage."""
     text = row.context if isinstance(row, QuestionRow | ChoiceRow) else row.text
     if isinstance(row, ChoiceRow):
         text += row.question
@@ -110,11 +111,13 @@ class Census:
     Attributes:
         summary: counts of rows and labels, and lengths.
         classes: of each row the labels that it has; the same strings, kept once.
+        texts: the keys of their texts.
     """
 
     def __init__(self) -> None:
         self.summary = Summary()
         self.classes: list[tuple[str, ...]] = []
+        self.texts: set[int] = set()
         self._kept: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def watch(self, rows: Iterable[Any]) -> Iterator[Any]:
@@ -129,6 +132,7 @@ class Census:
                 what = "no label: rows to learn from or to measure on need one"
                 raise DataError(what, row.place.path, row.place.line)
             self.summary.add(row)
+            self.texts.add(text_key(row))
             several = tuple(sorted(set(names)))
             self.classes.append(self._kept.setdefault(several, several))
             yield row

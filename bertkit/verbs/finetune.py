@@ -17,7 +17,7 @@ from bertkit.verbs.options import Common
 from bertkit.verbs.recipes import RunOptions, given_settings
 
 if TYPE_CHECKING:
-    from bertkit.train.finetune_setup import FinetuneResult
+    from bertkit.train.finetune_result import FinetuneResult
 
 BUDGETS = ("epochs", "steps", "minutes")
 # Short flags and the settings they stand for.
@@ -80,10 +80,18 @@ class TrainingFlags:
     minutes: Annotated[float | None, Parameter(help="Budget in minutes of training.")] = None
     batch_size: Annotated[int | None, Parameter(help="Examples of one optimiser step.")] = None
     learning_rate: Annotated[float | None, Parameter(help="Highest learning rate.")] = None
-    seeds: Annotated[int | None, Parameter(help="So many runs: means and deviations.")] = None
-    folds: Annotated[int | None, Parameter(help="k-fold: each part held out once.")] = None
+    seeds: Annotated[
+        int | None, Parameter(help="Train so often, with other seeds: mean ± deviation.")
+    ] = None
+    folds: Annotated[
+        int | None, Parameter(help="k-fold: so many runs, each part held out once.")
+    ] = None
     patience: Annotated[
-        int | None, Parameter(help="Stop after so many evaluations without a better figure.")
+        int | None,
+        Parameter(
+            help="Stop after so many evaluations (epochs, unless train.evals is set) without a "
+            "better figure on dev."
+        ),
     ] = None
     metric_for_best_model: Annotated[
         str | None, Parameter(help="The figure that the best weights are chosen by.")
@@ -92,26 +100,35 @@ class TrainingFlags:
         str | None, Parameter(help='balanced, or weights such as {"rare": 3}.')
     ] = None
     loss: Annotated[
-        Literal["ce", "focal", "dice"] | None, Parameter(help="Focal and dice for rare classes.")
+        Literal["ce", "focal", "dice"] | None,
+        Parameter(help="Cross-entropy, or for rare classes focal or dice loss."),
     ] = None
     oversample: Annotated[
         float | None, Parameter(help="Repeat rare classes up to this share of the largest.")
     ] = None
     augment: Annotated[
         Literal["none", "entities", "tokens", "both"] | None,
-        Parameter(help="Swap entities, hide words (tag)."),
+        Parameter(help="Swap entities for others of their type, hide words (tag)."),
     ] = None
     adversarial: Annotated[
-        Literal["none", "fgm", "pgd"] | None, Parameter(help="Adversarial word embeddings.")
+        Literal["none", "fgm", "pgd"] | None,
+        Parameter(help="Learn from worst-case word embeddings too; slower."),
     ] = None
-    r_drop: Annotated[float | None, Parameter(help="Weight of R-Drop.")] = None
+    r_drop: Annotated[
+        float | None, Parameter(help="Weight of R-Drop: two passes agree; twice the time.")
+    ] = None
     layer_decay: Annotated[
         float | None, Parameter(help="Lower layers learn at this share of the one above.")
     ] = None
-    freeze_layers: Annotated[int | None, Parameter(help="So many lowest layers stay.")] = None
-    lora_rank: Annotated[int | None, Parameter(help="Train adapters of this rank alone.")] = None
+    freeze_layers: Annotated[
+        int | None, Parameter(help="So many lowest layers are not trained.")
+    ] = None
+    lora_rank: Annotated[
+        int | None, Parameter(help="Train LoRA adapters of this rank alone; merged at the end.")
+    ] = None
     teacher: Annotated[
-        str | None, Parameter(help="A fine-tuned model whose answers are learned too.")
+        str | None,
+        Parameter(help="A model fine-tuned for the same labels, to learn from (distillation)."),
     ] = None
 
 
@@ -188,6 +205,13 @@ def finetune(
 
     settings, dev = overrides(options, training, data, files, seed=common.seed, sets=run.set)
     recipe = load_recipe(run.file(), settings, FinetuneRecipe)
+    recipe.model.init = model
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one rank speaks for all
+    if speaks:
+        from bertkit.train.finetune_plan import Files, refuse_early
+
+        wanted = Files(options.train, dev, options.test)
+        refuse_early(task, wanted, run.out, recipe, run.resume, run.overwrite)
     from bertkit.train.finetune import finetune as train
 
     result = train(
@@ -203,7 +227,7 @@ def finetune(
         device=common.device,
         quiet=common.quiet,
     )
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one rank speaks for all
+    if speaks:
         common.show(result.to_dict(), summary(result))
     if result.interrupted:
         raise KeyboardInterrupt
@@ -211,31 +235,27 @@ def finetune(
 
 def summary(result: FinetuneResult) -> str:
     """The last word for people: what was done, how good it is, where it is."""
-    from bertkit.tasks.outcomes import Table, led_by, written
-
     minutes = result.seconds / 60
     lines = [f"{result.steps:,} steps, {result.examples:,} examples, {minutes:.1f} minutes"]
     if result.skipped:
         lines.append(f"{result.skipped} steps were skipped for a bad loss; see log.jsonl")
-    if result.stopped_early:
-        lines.append(f"stopped early; the best step is {result.best_step:,}")
-    columns = {"dev": result.figures, "test": result.test}
-    columns = {name: led_by(result.metric, of) for name, of in columns.items() if of}
-    names = dict.fromkeys(name for figures in columns.values() for name in figures)
-    if names:
-        several = {"dev": "figures", "test": "test"} if result.runs else {}
-
-        def cell(column: str, name: str) -> str:
-            value = columns[column].get(name)
-            spread = result.deviations.get(several.get(column, ""), {}).get(name)
-            if not isinstance(value, int | float):
-                return "" if value is None else str(value)
-            return written(value) + ("" if spread is None else f" +- {spread:.4f}")
-
-        rows = tuple((name, *(cell(column, name) for column in columns)) for name in names)
-        lines += Table(("figure", *columns), rows).lines()
+    for table in (result.runs_table(), result.table()):
+        lines += table.lines() if table is not None else []
     if result.runs:
-        lines.append(f"means and deviations of {len(result.runs)} runs")
+        lines.append(f"mean ± standard deviation of {len(result.runs)} runs")
+    elif result.metric in result.figures:
+        early = ", stopped early" if result.stopped_early else ""
+        lines.append(
+            f"best on dev by {result.metric}: {result.figures[result.metric]:.4f} at step "
+            f"{result.best_step:,} of {result.steps:,}{early}"
+        )
     if result.interrupted:
         return "\n".join([*lines, "continue it with --resume"])
-    return "\n".join([*lines, f"model in {result.model}" if result.model else ""]).rstrip()
+    places = [path for path in result.run.glob("**/checkpoints") if path.is_dir()]
+    size = sum(file.stat().st_size for place in places for file in place.rglob("*"))
+    if size:
+        where = places[0] if len(places) == 1 else f"{result.run}/*/checkpoints"
+        lines.append(f"{size / 1e6:,.0f} MB in {where}, needed no more: rm -r {where}")
+    none = "no model: each of the folds lacks rows; without --folds one learns from all of them"
+    lines.append(f"model in {result.model}" if result.model else none)
+    return "\n".join(lines)

@@ -23,7 +23,7 @@ from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train import finetune as finetune_module
 from bertkit.train import finetune_card
 from bertkit.train.finetune import finetune
-from bertkit.train.finetune_setup import FinetuneResult
+from bertkit.train.finetune_result import FinetuneResult
 from bertkit.train.finetune_step import StepResult
 from bertkit.train.log import Progress, read_log
 from tests.train.small_tasks import quick, write_files, write_model, write_texts
@@ -465,6 +465,7 @@ def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
     cases = {
         "one": ("label\ttext_a\n" + "good\tw1 w2\n" * 9, "only the label 'good'"),
         "empty": ("label\ttext_a\n", "no rows"),
+        "tags": ("text\tlabel\nw1\tB-PER\nw2\tI-PER\nw3\tO\n", "labels are tags of words"),
         "bare": ("text_a\nw1 w2\nw3\n", "no labels|can be understood|no column|which column"),
     }
     for name, (text, said) in cases.items():
@@ -476,6 +477,8 @@ def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
     unseen.write_text("label\ttext_a\ngood\tw1\nugly\tw2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"dev\.tsv:3: the label 'ugly' is none of the model's"):
         run(model, (train, unseen), tmp_path / "run-unseen")
+    with pytest.raises(DataError, match="all lines are one text, no tag like B-PER"):
+        run(model, (write_texts(tmp_path / "texts.conll", 30), None), tmp_path / "o", task="tag")
     with pytest.raises(DataError, match=r"train\.tsv:2: no number: the label is '\w+'"):
         run(model, (train, None), tmp_path / "run-words", task="regress")
     with pytest.raises(UsageError, match="read several times"):

@@ -204,8 +204,11 @@ def test_a_share_of_the_training_rows_and_a_table_for_people(
     lines = [line.split() for line in out.splitlines()]
     assert ["figure", "dev"] in lines
     first = lines[lines.index(["figure", "dev"]) + 1]
-    assert (first[0], first[2], len(first)) == ("accuracy", "+-", 4)
-    assert "means and deviations of 2 runs" in out
+    assert (first[0], first[2], len(first)) == ("accuracy", "±", 4)
+    assert ["run", "accuracy", "on", "dev"] in lines
+    assert [line[0] for line in lines if line[0].startswith("seed-")] == ["seed-5", "seed-6"]
+    assert "mean ± standard deviation of 2 runs" in out
+    assert f"MB in {tmp_path / 'run'}/*/checkpoints, needed no more" in out
     assert sorted(p.name for p in (tmp_path / "run").glob("seed-*")) == ["seed-5", "seed-6"]
     assert load(tmp_path / "run").classify("w1 good1 w2")[0]["label"] in ("bad", "fine", "good")
 
