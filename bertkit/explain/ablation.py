@@ -29,7 +29,8 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, head_grid
 from bertkit.explain.questions import Asked, Given, Head, asked_batches, head_of
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -99,22 +100,23 @@ class AblationResult(Result):
     def title(self) -> str:
         """What was asked."""
         return (
-            f"Ablation by {self.how}: {self.questions:,} {self.asked} in {self.texts:,} texts, "
-            f"loss {self.loss:.4f}"
+            f"Ablation by {self.how}: {counted(self.questions, self.asked)} in "
+            f"{counted(self.texts, 'texts')}, loss {self.loss:.4f}"
         )
 
     def table(self) -> RenderableType:
         """A row a part."""
-        from rich.table import Table
-
-        table = Table(title=self.title(), title_justify="left")
-        for name in ("part", "loss", "KL", "flips", "gate", "importance"):
-            table.add_column(name)
-        for label, row in self.rows():
-            growth, kl, flips, gate, importance = row
-            cells = (f"{growth:+.4f}", f"{kl:.4f}", f"{flips:.1%}", f"{gate:+.4f}")
-            table.add_row(label, *cells, f"{importance:.4f}")
-        return table
+        rows = [
+            [label, digits(loss, "+"), digits(kl), f"{flips:.1%}", digits(gate, "+"), digits(size)]
+            for label, (loss, kl, flips, gate, size) in self.rows()
+        ]
+        note = (
+            "loss: how much it grows without the part; flips: questions with another best answer; "
+            "gate: d loss / d (the part's strength); importance: mean size of that of a text"
+        )
+        return grid(
+            self.title(), ("part", "loss", "KL", "flips", "gate", "importance"), rows, note=note
+        )
 
     def rows(self) -> Iterator[tuple[str, list[float]]]:
         """Each part with its five figures, layer by layer."""

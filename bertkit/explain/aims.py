@@ -11,6 +11,7 @@ from bertkit.explain.asked import Question, has_words, masked_questions
 from bertkit.explain.asked_scores import Aim, Part
 from bertkit.explain.hooks import still
 from bertkit.explain.opening import Opened
+from bertkit.explain.readouts import CRF_NOTE
 from bertkit.explain.words import Segmenter, Sentence, Word
 from bertkit.model.crf_head import BertCrfForTokenClassification
 from bertkit.model.task_heads import (
@@ -26,10 +27,6 @@ from bertkit.tasks.schemes import OUTSIDE, PLAIN, to_spans, to_tags
 START, END = 0, 1
 VALUE = "value"
 MASKED_WORDS = "masked words"
-CRF_NOTE = (
-    "The tagger has a CRF: what is explained are its emissions, what the encoder says of each word "
-    "before the transitions between tags are added."
-)
 
 
 def aims_of(

@@ -17,6 +17,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief
 from bertkit.explain.result import Floats, Result
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.words import Segmenter, Sentence
 
 if TYPE_CHECKING:
@@ -124,19 +125,16 @@ class AttributionResult(Result):
         return Group(*(self._table(target) for target in self.targets))
 
     def _table(self, target: Attribution) -> RenderableType:
-        from rich.table import Table
-
-        table = Table(title=f"{target.name}: {self._told(target)}", title_justify="left")
-        for name in ("word", "value", ""):
-            table.add_column(name)
+        rows = []
         known = [abs(word.value) for word in target.words if not math.isnan(word.value)]
         most = max(known, default=0.0) or 1.0
         for word in target.words:
             missing = math.isnan(word.value)
             blocks = 0 if missing else round(_BLOCKS * abs(word.value) / most)
             bar = ("+" if word.value >= 0 else "-") * blocks
-            table.add_row(word.word, "–" if missing else f"{word.value:.4f}", bar)
-        return table
+            rows.append([word.word, "–" if missing else digits(word.value, "+"), bar])
+        note = "–: the asked word itself" if len(known) < len(target.words) else ""
+        return grid(f"{target.name}: {self._told(target)}", ("word", "value", ""), rows, note=note)
 
     def _told(self, target: Attribution) -> str:
         """The number, in words."""

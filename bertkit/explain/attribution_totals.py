@@ -24,7 +24,8 @@ from bertkit.explain.contributions import AttributionOptions
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars
-from bertkit.explain.result import Result
+from bertkit.explain.result import Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.words import Segmenter
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class AttributionCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attribution ({self.method}) over {self.texts:,} texts"
+        return f"Attribution ({self.method}) over {counted(self.texts, 'texts')}"
 
     def table(self) -> RenderableType:
         """A row a word, by label."""
@@ -154,18 +155,18 @@ class AttributionCorpusResult(Result):
 
 def _table(title: str, labels: list[LabelTotal]) -> RenderableType:
     """A row a word, by label."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in ("label", "said", "word", "average", "each time", "times"):
-        table.add_column(name)
+    rows = []
     for label in labels[:SHOWN_LABELS]:
         for i, word in enumerate(label.words):
             head = (label.label, f"{label.said:,}") if i == 0 else ("", "")
-            table.add_row(
-                *head, word.word, f"{word.average:.4f}", f"{word.mean:.4f}", f"{word.times:,}"
-            )
-    return table
+            values = (digits(word.average, "+"), digits(word.mean, "+"))
+            rows.append([*head, word.word, *values, f"{word.times:,}"])
+    columns = ("label", "said", "word", "average", "each time", "times")
+    note = (
+        "said: how often the label was explained; average: a word's values over all of these; "
+        "each time: over the times that it was there"
+    )
+    return grid(title, columns, rows, texts=("word",), note=note)
 
 
 def _sections(labels: list[LabelTotal], quantity: str) -> list[Section]:

@@ -6,7 +6,7 @@ figures are CKA, RSA, anisotropy, effective rank and participation ratio (simila
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import product
@@ -20,9 +20,10 @@ from bertkit.errors import DataError, UsageError
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief, heatmap
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.pictures import bars, heatmap
+from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.similarity import Pair, Sample, Sums, rsa
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.units import Unit, Units, pooled, same_tokenizer, unit_batches
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ _FIGURES = {
     "effective_rank": "effective rank",
     "participation_ratio": "participation ratio",
 }
-_COLUMNS = ("mean cosine", "eff. rank", "part. ratio")
+_COLUMNS = ("mean cosine", "effective rank", "participation ratio")
+_NOTE = (
+    "mean cosine: of two vectors of different tokens, words or texts (anisotropy); effective rank, "
+    "participation ratio: how many directions carry the variance"
+)
 
 
 @dataclass(frozen=True)
@@ -105,37 +110,33 @@ class CompareResult(Result):
     def title(self) -> str:
         """What was asked."""
         models = " and ".join(spread.model for spread in self.spreads)
-        return f"Compared: {models}, {self.vectors:,} {self.unit}s of {self.texts:,} texts"
+        vectors = counted(self.vectors, f"{self.unit}s")
+        return f"Compared: {models}, {vectors} of {counted(self.texts, 'texts')}"
 
     def table(self) -> RenderableType:
         """A row a layer, for each model."""
         from rich.console import Group
-        from rich.table import Table
 
-        first = Table(title=self.title(), title_justify="left")
         two = len(self.spreads) == 2
-        near = "CKA: same" if two else "CKA: before"
-        alike = "best CKA (layer)" if two else "CKA: last"
-        for name in ("layer", near, alike, near.replace("CKA", "RSA"), *_COLUMNS):
-            first.add_column(name, no_wrap=name == "layer")
+        near = "CKA: same layer" if two else "CKA: layer before"
+        alike = "best CKA (layer)" if two else "CKA: last layer"
         names, others = self.spreads[0].names, self.spreads[-1].names
+        rows = []
         for i, name in enumerate(names):
             at = i if two else i - 1
             pair = [self.cka[i, at], self.rsa[i, at]] if 0 <= at < len(others) else [np.nan] * 2
-            shown = brief_or_none(self.cka[i, -1])
+            shown = digits(self.cka[i, -1])
             if two and np.isfinite(self.cka[i]).any():
                 best = int(np.nanargmax(self.cka[i]))
-                shown = f"{self.cka[i, best]:.3f} ({self.spreads[1].layers[best]})"
+                shown = f"{digits(self.cka[i, best])} ({self.spreads[1].layers[best]})"
             figures = _figures(self.spreads[0], i)
-            first.add_row(name, brief_or_none(pair[0]), shown, brief_or_none(pair[1]), *figures)
+            rows.append([name, digits(pair[0]), shown, digits(pair[1]), *figures])
+        columns = ("layer", near, alike, near.replace("CKA", "RSA"), *_COLUMNS)
+        first = grid(self.title(), columns, rows, note="" if two else _NOTE)
         if not two:
             return first
-        second = Table(title=self.spreads[1].model, title_justify="left")
-        for name in ("layer", *_COLUMNS):
-            second.add_column(name)
-        for i, name in enumerate(others):
-            second.add_row(name, *_figures(self.spreads[1], i))
-        return Group(first, second)
+        more = [[name, *_figures(self.spreads[1], i)] for i, name in enumerate(others)]
+        return Group(first, grid(self.spreads[1].model, ("layer", *_COLUMNS), more, note=_NOTE))
 
     def sections(self) -> list[Section]:
         """Layer by layer, then the spread of each model."""
@@ -171,8 +172,7 @@ def brief_or_none(value: float, digits: int = 3) -> str:
 
 
 def _figures(spread: Spread, layer: int) -> list[str]:
-    values = (float(getattr(spread, name)[layer]) for name in _FIGURES)
-    return [brief(value) if np.isfinite(value) else "" for value in values]
+    return [digits(getattr(spread, name)[layer]) for name in _FIGURES]
 
 
 def compare(
@@ -203,6 +203,7 @@ def compare_over(
     debiased: bool = True,
     sample: int = SAMPLE,
     seed: int = 0,
+    report: Callable[[int], None] = lambda done: None,
 ) -> CompareResult:
     """Compare the layers of a model with each other, or with those of another, over many texts.
 
@@ -217,6 +218,7 @@ def compare_over(
         debiased: CKA from the unbiased HSIC.
         sample: vectors between whose pairs RSA takes distances.
         seed: of the sample.
+        report: told how many texts are done.
 
     Raises:
         UsageError: the sample is less than 4, or the tokenizers differ and tokens were asked for.
@@ -236,6 +238,7 @@ def compare_over(
             sums.add(matrices)
             drawn.add(uniform(seed, *units.keys), matrices)
             read, cut = read + units.texts, cut + units.cut
+            report(read)
     if sums.rows < 4:
         raise DataError(f"the texts hold {sums.rows} {unit}s to compare; at least 4 are needed")
     count = len(layers[0])

@@ -6,7 +6,7 @@ models, or one before and after a change, are asked the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ def masked_batches(
     probability: float = PROBABILITY,
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
+    report: Callable[[int], None] = lambda done: None,
 ) -> Iterator[MaskedTexts]:
     """Mask each token with a probability, at least one a text; the masked ones become [MASK].
 
@@ -54,20 +55,22 @@ def masked_batches(
         probability: of each token that is not special.
         seed: of the choice.
         batch_tokens: tokens of a batch; a longer text goes by itself.
+        report: told how many texts are done with: those of a batch when the next one is wanted.
 
     Raises:
         DataError: no text has a word in it.
     """
     room = opened.max_length - 2
-    empty = True
+    done = 0
     for ahead in _ahead(texts):
         rows = opened.tokenizer([text for _, text in ahead], add_special_tokens=False)["input_ids"]
         known = [(number, ids) for (number, _), ids in zip(ahead, rows, strict=True) if ids]
         known.sort(key=lambda pair: len(pair[1]))
         for part in _parts(known, room + 2, batch_tokens):
-            empty = False
             yield _batch(opened, part, room, probability, seed)
-    if empty:
+            done += len(part)
+            report(done)
+    if not done:
         raise DataError("there is no text: every line is blank")
 
 

@@ -91,7 +91,7 @@ def gradient_direction(rest: Rest, target: int, against: int) -> Tensor:
     weights = rest.state.new_zeros(1, count)
     weights[0, target] += 1
     weights[0, against] -= 1
-    return unit(rest.back(weights)[0])
+    return unit(rest.slope().back(weights)[0])
 
 
 def generator(*keys: int) -> np.random.Generator:
@@ -112,7 +112,7 @@ def random_directions(keys: Sequence[int], count: int, like: Tensor) -> Tensor:
 
 
 def singular_directions(
-    rest: Rest, count: int, *, centred: bool = True, seed: int = 0
+    rest: Rest, count: int, *, centred: bool = True, seed: int = 0, tolerance: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """The directions in which the logits move most for a small push: of J = d logits / d state.
 
@@ -125,21 +125,25 @@ def singular_directions(
         count: how many, largest first; at most D, and as many as logits can move apart.
         centred: of the logits less their mean, since what moves all alike moves no probability.
         seed: where the search begins.
+        tolerance: of what is left of J^T J v - s^2 v, in shares of the largest s^2, which itself is
+            then known to the square of that; None: as exactly as the states' numbers allow.
 
     Returns:
         [count] singular values and [count, D] unit directions, both float64.
     """
+    slope = rest.slope()
 
     def gram(directions: Tensor) -> Tensor:
-        moved = rest.along(directions)
+        moved = slope.along(directions)
         if centred:
             moved = moved - moved.mean(-1, keepdim=True)
-        return rest.back(moved)
+        return slope.back(moved)
 
     count = min(count, len(rest.readout.names) - centred)
     if not count:
         return rest.state.new_zeros(0).double(), rest.state.new_zeros(0, len(rest.state)).double()
-    tolerance = torch.finfo(rest.state.dtype).eps ** 0.5
+    if tolerance is None:
+        tolerance = torch.finfo(rest.state.dtype).eps ** 0.5
     values, vectors = leading(gram, count, rest.state, tolerance, seed)
     return values.clamp_min(0).sqrt(), vectors
 

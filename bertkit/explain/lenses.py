@@ -9,9 +9,9 @@ layer's coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief, heatmap, layer_names
+from bertkit.explain.pictures import bars, heatmap, layer_names
 from bertkit.explain.readouts import Readout, questions_for, readout_of
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.tuned import TunedLens
 from bertkit.explain.words import Segmenter
 
@@ -131,19 +132,18 @@ class LensResult(Result):
 
 
 def _table(at: LensAt) -> RenderableType:
-    from rich.table import Table
-
     aim = "" if at.target is None else f", target {at.target}"
-    table = Table(title=f"{at.label} (token {at.token}{aim})", title_justify="left")
     columns = ["layer", "entropy", "KL"] + (["rank"] if at.rank is not None else [])
-    for name in (*columns, "likeliest"):
-        table.add_column(name)
+    rows = []
     for i, name in enumerate(layer_names(len(at.entropy))):
-        rank = [] if at.rank is None else [brief(int(at.rank[i]))]
-        best = zip(at.names[i][:5], at.probabilities[i], strict=False)
-        words = "  ".join(f"{word} {p:.3f}" for word, p in best)
-        table.add_row(name, brief(float(at.entropy[i])), f"{at.kl[i]:.3f}", *rank, words)
-    return table
+        rank = [] if at.rank is None else [f"{at.rank[i]:,}"]
+        best = zip(at.names[i], at.probabilities[i], strict=True)
+        words = "  ".join(f"{word} {digits(p)}" for word, p in best)
+        rows.append([name, digits(at.entropy[i]), digits(at.kl[i]), *rank, words])
+    title = f"{at.label} (token {at.token}{aim})"
+    note = "entropy, and KL to the last layer's answer, in nats"
+    note += "; rank: the target's, 1 for the likeliest" if at.rank is not None else ""
+    return grid(title, [*columns, "likeliest"], rows, texts=["likeliest"], note=note)
 
 
 def lens(
@@ -260,19 +260,18 @@ class LensCorpusResult(Result):
     def title(self) -> str:
         """What was asked."""
         kind = "Tuned lens" if self.tuned else "Lens"
-        return f"{kind}: {self.positions:,} masked positions in {self.texts:,} texts"
+        where = f"{counted(self.positions, 'masked positions')} in {counted(self.texts, 'texts')}"
+        return f"{kind}: {where}"
 
     def table(self) -> RenderableType:
         """A row a layer."""
-        from rich.table import Table
-
-        table = Table(title=self.title(), title_justify="left")
-        for name in ("layer", "loss", "accuracy", "entropy", "KL"):
-            table.add_column(name)
-        for i, name in enumerate(layer_names(len(self.loss))):
-            numbers = (self.loss[i], self.accuracy[i], self.entropy[i], self.kl[i])
-            table.add_row(name, *(f"{x:.3f}" for x in numbers))
-        return table
+        rows = [
+            [name, *map(digits, (self.loss[i], self.accuracy[i], self.entropy[i], self.kl[i]))]
+            for i, name in enumerate(layer_names(len(self.loss)))
+        ]
+        note = "KL: to the last layer's answer; loss, entropy and KL in nats"
+        columns = ("layer", "loss", "accuracy", "entropy", "KL")
+        return grid(self.title(), columns, rows, note=note)
 
     def sections(self) -> list[Section]:
         """A bar a layer for each figure."""
@@ -291,6 +290,7 @@ def lens_over(
     tuned: TunedLens | None = None,
     seed: int = 0,
     probability: float = 0.15,
+    report: Callable[[int], None] = lambda done: None,
 ) -> LensCorpusResult:
     """How well the head reads each layer at randomly masked positions of many texts.
 
@@ -300,6 +300,7 @@ def lens_over(
         tuned: None: the raw lens.
         seed: of the choice of masked positions.
         probability: that a token is masked.
+        report: told how many texts are done.
 
     Raises:
         UsageError: the model has no masked-word head, or the tuned lens is another model's.
@@ -312,7 +313,8 @@ def lens_over(
     sums = torch.zeros(4, opened.model.config.num_hidden_layers + 1, dtype=torch.float64)
     count = read = 0
     with still(opened.model):
-        for masked in masked_batches(opened, texts, seed=seed, probability=probability):
+        drawn: dict[str, Any] = {"seed": seed, "probability": probability}
+        for masked in masked_batches(opened, texts, **drawn, report=report):
             read += len(masked.numbers)
             count += len(masked.batch.mlm_labels)
             device = opened.encoder.device

@@ -11,7 +11,7 @@ entropy, distance and the shares that go to [CLS], [SEP], the token itself and i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,7 +26,8 @@ from bertkit.explain.hooks import Site, capture, still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import head_grid, heatmap, token_matrix
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.words import Segmenter
 from bertkit.tasks.asking import pack
 
@@ -165,7 +166,7 @@ class AttentionCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attention over {self.texts:,} texts ({self.tokens:,} tokens)"
+        return f"Attention over {counted(self.texts, 'texts')} ({counted(self.tokens, 'tokens')})"
 
     def table(self) -> RenderableType:
         """A row a head."""
@@ -177,17 +178,16 @@ class AttentionCorpusResult(Result):
 
 
 def _head_table(title: str, heads: HeadFigures) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in ("head", *FIGURES):
-        table.add_column(name)
-    layers, count = heads.entropy.shape
-    for layer in range(layers):
-        for head in range(count):
-            row = (f"{getattr(heads, name)[layer, head]:.3f}" for name in FIGURES)
-            table.add_row(f"{layer + 1}.{head + 1}", *row)
-    return table
+    rows = [
+        [f"{at[0] + 1}.{at[1] + 1}", *(digits(getattr(heads, name)[at]) for name in FIGURES)]
+        for at in np.ndindex(*heads.entropy.shape)
+    ]
+    names = [name.replace("_", " ") for name in FIGURES]
+    note = (
+        "entropy in nats; distance in tokens; the rest: shares of the weight that go to [CLS], "
+        "to [SEP], to the token itself, to the one before, to the one behind"
+    )
+    return grid(title, ["head", *names], rows, note=note)
 
 
 def _head_sections(heads: HeadFigures, where: str) -> list[Section]:
@@ -319,12 +319,18 @@ def figures(sums: Tensor, tokens: int) -> HeadFigures:
 MOST_NUMBERS = 16 << 20
 
 
-def attention_over(model: Model, texts: Iterable[str]) -> AttentionCorpusResult:
+def attention_over(
+    model: Model,
+    texts: Iterable[str],
+    *,
+    report: Callable[[int], None] = lambda done: None,
+) -> AttentionCorpusResult:
     """Figures of each head over many texts, memory flat.
 
     Args:
         model: a name, or what `bertkit.load` gave.
         texts: any number; those longer than the model reads are cut, and counted.
+        report: told how many texts are done.
 
     Raises:
         DataError: there is no text.
@@ -341,6 +347,7 @@ def attention_over(model: Model, texts: Iterable[str]) -> AttentionCorpusResult:
             maps = torch.stack(trace(opened.encoder, batch, want_maps=True).maps)
             real = torch.arange(maps.shape[-1]) < batch.lengths[:, None]
             sums += head_sums(maps, real.to(maps.device), _separators(opened, rows))
+            report(count)
     if not count:
         raise DataError("there is no text: every line is blank")
     return AttentionCorpusResult(opened.name, count, tokens, cut, figures(sums, tokens))

@@ -8,6 +8,7 @@ answer bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -105,32 +106,48 @@ class Rest(NamedTuple):
         read = onward(self.encoder, changed, self.layer, self.token, written_out)
         return self.readout.logits(read)
 
+    def slope(self) -> Slope:
+        """The derivative of the logits by the state: one pass, whatever is asked of it."""
+        with torch.enable_grad():
+            point = self.state[None].requires_grad_()
+            logits = self.logits(point, written_out=True)
+            weights = torch.zeros_like(logits, requires_grad=True)
+            pulled = torch.autograd.grad(logits, point, weights, create_graph=True)[0]
+        return Slope(point, logits, weights, pulled, len(self.hidden))
+
+
+class Slope(NamedTuple):
+    """J = d logits / d state, C x D, which is never made; the graph of a pass there and back.
+
+    Attributes:
+        point: [1, D] the state.
+        logits: [1, C] of it.
+        weights: [1, C] zeros.
+        pulled: [1, D] J^T weights.
+        size: tokens of the text.
+    """
+
+    point: Tensor
+    logits: Tensor
+    weights: Tensor
+    pulled: Tensor
+    size: int
+
     def along(self, directions: Tensor) -> Tensor:
-        """[n, C] J d of [n, D] directions, J = d logits / d state.
+        """[n, C] J d of [n, D] directions.
 
-        J^T u is linear in u, and its derivative along d is J d: two passes backwards. (torch's
-        forward mode gives the same, but it compiles for seconds before its first derivative.)
+        J^T u is linear in u, and its derivative along d is J d: a pass backwards through that of
+        J^T. (torch's forward mode gives the same, but compiles for seconds before it begins.)
         """
-
-        def some(part: Tensor) -> Tensor:
-            with torch.enable_grad():
-                point = self.state.repeat(len(part), 1).requires_grad_()
-                logits = self._plain(point)
-                weights = torch.zeros_like(logits, requires_grad=True)
-                pulled = torch.autograd.grad(logits, point, weights, create_graph=True)[0]
-                return torch.autograd.grad(pulled, weights, part)[0]
-
-        return in_passes(some, directions, len(self.hidden))
+        return in_passes(partial(_pulled, self.pulled, self.weights), directions, self.size)
 
     def back(self, weights: Tensor) -> Tensor:
         """[n, D] J^T w of [n, C] weights of the logits: backward derivatives."""
+        return in_passes(partial(_pulled, self.logits, self.point), weights, self.size)
 
-        def some(part: Tensor) -> Tensor:
-            with torch.enable_grad():
-                point = self.state.repeat(len(part), 1).requires_grad_()
-                return torch.autograd.grad(self._plain(point), point, part)[0]
 
-        return in_passes(some, weights, len(self.hidden))
-
-    def _plain(self, states: Tensor) -> Tensor:
-        return self.logits(states, written_out=True)
+def _pulled(of: Tensor, by: Tensor, some: Tensor) -> Tensor:
+    """[n, Y]: for each [n, X] row r the derivative of r . `of` ([1, X]) by `by` ([1, Y])."""
+    rows = some[:, None]
+    found = torch.autograd.grad(of, by, rows, retain_graph=True, is_grads_batched=True)[0]
+    return found[:, 0]

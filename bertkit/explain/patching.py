@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bertkit.batch import Batch
 from bertkit.errors import DataError, UsageError
-from bertkit.explain.asked import Question, has_words, one_token
+from bertkit.explain.asked import Question, has_words
 from bertkit.explain.directions import generator
 from bertkit.explain.hooks import Kind, Site, capture, changing
 from bertkit.explain.onward import in_passes, onward, states_of
 from bertkit.explain.opening import Opened
-from bertkit.explain.readouts import Readout, questions_for
+from bertkit.explain.readouts import Readout, number_of, questions_for
 from bertkit.explain.words import Segmenter, Sentence
 from bertkit.model.bert import BertModel
 from bertkit.model.task_heads import BertForTokenClassification
@@ -200,12 +200,8 @@ def trial_of(
     target = best(states)[0] if question.target is None else question.target
     if against is None:
         other = next(i for i in best(corrupt) if i != target)
-    elif readout.what == "words":
-        other = one_token(opened, against)
-    elif against in readout.names:
-        other = readout.names.index(against)
     else:
-        raise UsageError(f"{against!r} is no label of the model: {', '.join(readout.names)}")
+        other = number_of(opened, readout, against)
     if other == target:
         raise UsageError(f"{readout.names[target]!r} cannot be compared with itself")
     return Trial(opened.encoder, readout, states, values, question.token, target, other)

@@ -33,6 +33,7 @@ from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, grouped_bars, layer_names
 from bertkit.explain.probe_training import ProbeSettings, train_probes
 from bertkit.explain.result import Floats, Result
+from bertkit.explain.tables import grid
 from bertkit.tasks.records import Row
 
 if TYPE_CHECKING:
@@ -102,16 +103,14 @@ class ProbeResult(Result):
 
     def table(self) -> RenderableType:
         """A row a layer."""
-        from rich.table import Table
-
         title = f"{self.title()}\nalways the commonest label: {self.majority:.3f}"
-        table = Table(title=title, title_justify="left")
-        for name in ("layer", "accuracy", "macro F1", "control", "selectivity"):
-            table.add_column(name)
+        rows = []
         for i, name in enumerate(layer_names(len(self.accuracy))):
             numbers = (self.accuracy[i], self.macro_f1[i], self.control[i])
-            table.add_row(name, *(f"{x:.3f}" for x in numbers), f"{self.selectivity[i]:+.3f}")
-        return table
+            rows.append([name, *(f"{x:.3f}" for x in numbers), f"{self.selectivity[i]:+.3f}"])
+        note = "control: accuracy at random labels of words; selectivity: accuracy less control"
+        columns = ("layer", "accuracy", "macro F1", "control", "selectivity")
+        return grid(title, columns, rows, note=note)
 
     def sections(self) -> list[Section]:
         """Accuracy, control and selectivity of each layer; macro F1."""

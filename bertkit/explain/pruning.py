@@ -33,6 +33,7 @@ from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars
 from bertkit.explain.questions import Given, asked_batches, head_of
 from bertkit.explain.result import Result
+from bertkit.explain.tables import digits, grid
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -119,22 +120,21 @@ class PruneResult(Result):
 
     def table(self) -> RenderableType:
         """Before and after."""
-        from rich.table import Table
-
-        table = Table(title=self.title(), title_justify="left")
-        for name in ("", "before", "after"):
-            table.add_column(name)
         before, after = self.sizes
         gone = f" (without {self._dropped()})" if self.layers else ""
-        table.add_row("layers", str(before.layers), f"{after.layers}{gone}")
-        table.add_row("width", f"{before.width:,}", f"{after.width:,}")
-        table.add_row("zeroed heads", "", ", ".join(f"{i}.{j}" for i, j in self.heads) or "none")
-        table.add_row("megabytes", f"{before.megabytes:,.1f}", f"{after.megabytes:,.1f}")
+        zeroed = ", ".join(f"{i}.{j}" for i, j in self.heads)
+        rows = [
+            ["layers", str(before.layers), f"{after.layers}{gone}"],
+            ["feed-forward width", f"{before.width:,}", f"{after.width:,}"],
+            ["zeroed heads", "", zeroed or "none"],
+            ["megabytes", f"{before.megabytes:,.1f}", f"{after.megabytes:,.1f}"],
+        ]
         if self.lost is not None:
             losses = self.lost.losses
-            table.add_row("loss", f"{losses[0]:.4f}", f"{losses[1]:.4f}")
-            table.add_row("KL, flips", "", f"{self.lost.kl:.4f}, {self.lost.flips:.1%}")
-        return table
+            rows.append(["loss", f"{losses[0]:.4f}", f"{losses[1]:.4f}"])
+            rows.append(["KL of the answers", "", digits(self.lost.kl)])
+            rows.append(["other best answers", "", f"{self.lost.flips:.1%}"])
+        return grid(self.title(), ("", "before", "after"), rows, texts=("after",))
 
     def _dropped(self) -> str:
         return ", ".join(map(str, self.layers)) or "none"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief, heatmap, layer_names
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import Grid, digits
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -130,23 +131,25 @@ class PushResult(Result):
 
 
 def _table(at: PushedAt, steps: Sequence[float]) -> RenderableType:
-    from rich.table import Table
-
     title = f"{at.label} (token {at.token}): probability of {at.target} and the likeliest"
-    table = Table(title=title, title_justify="left")
-    for name in ("layer", "direction", *step_names(steps)):
-        table.add_column(name)
+    rows, ends = [], []
     for n, layer in enumerate(layers_of(at.layers)):
         for r, direction in enumerate(at.directions):
-            cells = (
-                f"{brief(float(at.probability[r, n, k]))} {at.names[r][n][k][0]}"
+            cells = [
+                f"{digits(at.probability[r, n, k])} {at.names[r][n][k][0]}"
                 for k in range(len(steps))
-            )
-            table.add_row("" if r else layer, direction, *cells)
-        both = zip(at.control.probability[n], at.control.probability_deviation[n], strict=True)
-        cells = (f"{brief(float(mean))} ± {brief(float(spread))}" for mean, spread in both)
-        table.add_row("", "random", *cells, end_section=True)
-    return table
+            ]
+            rows.append(["" if r else layer, direction, *cells])
+        control = (at.control.probability[n], at.control.probability_deviation[n])
+        rows.append(["", "random: mean", *map(digits, control[0])])
+        rows.append(["", "random: deviation", *map(digits, control[1])])
+        ends.append(len(rows) - 1)
+    note = (
+        "columns: steps in lengths of the vector, 0 is no push; random: over random directions, "
+        f"the control; towards {at.target} is away from {at.against}"
+    )
+    columns = ("layer", "direction", *step_names(steps))
+    return Grid(title, columns, rows, ("direction",), 2, note, ends)
 
 
 def layers_of(layers: Sequence[int]) -> list[str]:
@@ -236,25 +239,26 @@ class PushCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Pushed vectors: {self.positions:,} masked positions of {self.texts:,} texts"
+        positions = counted(self.positions, "masked positions")
+        return f"Pushed vectors: {positions} of {counted(self.texts, 'texts')}"
 
     def table(self) -> RenderableType:
         """A row a layer and kind of direction."""
-        from rich.table import Table
-
-        title = f"{self.title()}; KL in nats, and how often the likeliest word changes"
-        table = Table(title=title, title_justify="left")
-        for name in ("layer", "direction", *step_names(self.steps)):
-            table.add_column(name)
+        rows = []
         for n, layer in enumerate(layers_of(self.layers)):
             for name, kl, flips in (
                 ("random", self.random_kl, self.random_flips),
                 ("singular", self.singular_kl, self.singular_flips),
             ):
                 both = zip(kl[n], flips[n], strict=True)
-                cells = (f"{float(a):.3g} {float(b):.0%}" for a, b in both)
-                table.add_row(layer if name == "random" else "", name, *cells)
-        return table
+                cells = (f"{digits(a)} {float(b):.0%}" for a, b in both)
+                rows.append([layer if name == "random" else "", name, *cells])
+        note = (
+            "columns: steps in lengths of the vector, 0 is no push; in each KL in nats, and how "
+            "often the likeliest word changes; singular: the direction in which logits move most"
+        )
+        columns = ("layer", "direction", *step_names(self.steps))
+        return Grid(self.title(), columns, rows, (), 2, note)
 
     def sections(self) -> list[Section]:
         """KL and flips of both kinds, in the same colours."""

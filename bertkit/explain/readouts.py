@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from bertkit.errors import UsageError
-from bertkit.explain.asked import Question, has_words, masked_questions
+from bertkit.explain.asked import Question, has_words, masked_questions, one_token
 from bertkit.explain.opening import Opened
 from bertkit.explain.words import Segmenter
+from bertkit.model.crf_head import BertCrfForTokenClassification
 from bertkit.model.heads import OneHead
 from bertkit.model.task_heads import BertForSequenceClassification, BertForTokenClassification
+
+CRF_NOTE = (
+    "The tagger has a CRF: what is explained are its emissions, what the encoder says of each word "
+    "before the transitions between tags are added."
+)
+_log = logging.getLogger("bertkit")
 
 
 class Readout(NamedTuple):
@@ -43,13 +51,30 @@ def readout_of(opened: Opened) -> Readout:
     several = chooses and model.config.problem_type in (None, "single_label_classification")
     if not several or model.config.num_labels < 2:
         raise UsageError(
-            f"{opened.name}: the lens reads models that choose one of several words or labels "
-            "(masked words, classify, tag); this one does not"
+            f"{opened.name}: has no head that chooses one of several words or labels at one "
+            "position, which this verb reads; masked-word, classify and tag models have"
         )
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if isinstance(model, BertCrfForTokenClassification):
+        _log.warning("%s: %s", opened.name, CRF_NOTE)
     if isinstance(model, BertForTokenClassification):
         return Readout("label of the word", model.head, names)
     return Readout("label of the text", _pooled(model), names)
+
+
+def number_of(opened: Opened, readout: Readout, name: str) -> int:
+    """The number of a word or a label; of a tagger a type of entity stands for its first tag.
+
+    Raises:
+        UsageError: the model has no such label.
+        DataError: the word is not one token.
+    """
+    if readout.what == "words":
+        return one_token(opened, name)
+    for label in (name, f"B-{name}", f"S-{name}"):
+        if label in readout.names:
+            return readout.names.index(label)
+    raise UsageError(f"{name!r} is no label of the model: {', '.join(readout.names)}")
 
 
 def _pooled(model: OneHead) -> Callable[[Tensor], Tensor]:
@@ -78,12 +103,7 @@ def questions_for(
     if has_words(opened.model):
         return masked_questions(opened, text, pair, word=word, target=target, segmenter=segmenter)
     sentence = opened.read(text, pair, segmenter)
-    wanted = None
-    if target is not None:
-        labels = {name: int(number) for number, name in opened.model.config.id2label.items()}
-        if target not in labels:
-            raise UsageError(f"{target!r} is no label of the model: {', '.join(labels)}")
-        wanted = labels[target]
+    wanted = None if target is None else number_of(opened, readout_of(opened), target)
     if word is not None:
         return [Question(sentence, sentence.find(word).first, wanted)]
     if isinstance(opened.model, BertForTokenClassification):

@@ -101,6 +101,12 @@ class Result(ABC):
         return "\n".join(line.rstrip() for line in capture.get().rstrip("\n").splitlines())
 
 
+def counted(count: int, names: str) -> str:
+    """A number with what it counts: "3 texts", "1 text", "1 label of texts"."""
+    head, of, rest = names.partition(" of ")
+    return f"{count:,} {head.removesuffix('s') if count == 1 else head}{of}{rest}"
+
+
 def plain(value: Any) -> Any:
     """A value as JSON has it: arrays as lists, dataclasses and named tuples as objects.
 

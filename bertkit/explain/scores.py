@@ -16,7 +16,8 @@ from bertkit.errors import DataError
 from bertkit.explain.opening import Model, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.score import Method, ScoredText, Scorer, WordScore
 
@@ -40,6 +41,7 @@ PAIRS_CAUTION_ZH = (
     "好句得分更高的对所占的比例；两句还可能在长度或词频上不同，"
     "而且对数少时比例的不确定度约为 1/√对数。"
 )
+_NOTE = "a token: mean log-probability of its tokens; score: their sum, in nats"
 # Texts and pairs that a result of a file names.
 SHOWN = 20
 
@@ -76,18 +78,14 @@ class ScoreResult(Result):
 
     def table(self) -> RenderableType:
         """A row a word."""
-        from rich.table import Table
-
         title = (
-            f"{self.text}\n{self.score:.4f} nats, {self.tokens} tokens, "
+            f"{self.text}\n{self.score:.4f} nats, {counted(self.tokens, 'tokens')}, "
             f"pseudo-perplexity {brief(self.pseudo_perplexity)}"
         )
-        table = Table(title=title, title_justify="left")
-        for name in ("word", "log-probability", "probability"):
-            table.add_column(name)
-        for word in self.words:
-            table.add_row(word.word, f"{word.score:.4f}", f"{math.exp(word.score):.4f}")
-        return table
+        rows = [
+            [word.word, f"{word.score:.4f}", digits(math.exp(word.score))] for word in self.words
+        ]
+        return grid(title, ("word", "log-probability", "probability"), rows)
 
     def sections(self) -> list[Section]:
         """A bar a word."""
@@ -133,23 +131,19 @@ class ScoreCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Scores of {len(self.scores):,} texts"
+        return f"Scores of {counted(len(self.scores), 'texts')}"
 
     def table(self) -> RenderableType:
         """The texts least expected."""
-        from rich.table import Table
-
         title = (
             f"{self.title()}: pseudo-perplexity {brief(self.pseudo_perplexity)} over "
-            f"{int(self.tokens.sum()):,} tokens; least expected:"
+            f"{counted(int(self.tokens.sum()), 'tokens')}; least expected:"
         )
-        table = Table(title=title, title_justify="left")
-        for name in ("a token", "score", "text"):
-            table.add_column(name)
-        for text in self.least:
-            mean = text.score / max(text.tokens, 1)
-            table.add_row(f"{mean:.3f}", f"{text.score:.2f}", text.text)
-        return table
+        rows = [
+            [f"{text.score / max(text.tokens, 1):.3f}", f"{text.score:.2f}", text.text]
+            for text in self.least
+        ]
+        return grid(title, ("a token", "score", "text"), rows, texts=("text",), note=_NOTE)
 
     def sections(self) -> list[Section]:
         """The texts least expected."""
@@ -191,6 +185,7 @@ def score_over(
     *,
     method: Method = "within-word",
     take: Callable[[ScoredText], None] = lambda scored: None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> ScoreCorpusResult:
     """The scores of many texts.
 
@@ -199,6 +194,7 @@ def score_over(
         texts: any number; of each only two numbers are kept.
         method: as `score`'s.
         take: is given each text with its words, in order, to be written somewhere.
+        report: told how many texts are done.
 
     Raises:
         DataError: there is no text.
@@ -212,6 +208,7 @@ def score_over(
         one = TextScore(scored.text, scored.score, len(scored.ids))
         scores.append(one.score)
         tokens.append(one.tokens)
+        report(len(scores))
         # The heap drops the text that was expected best.
         push = heapq.heappush if len(least) < SHOWN else heapq.heappushpop
         push(least, (-one.score / max(one.tokens, 1), -number, one))
@@ -275,18 +272,14 @@ class PairsResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"{self.pairs:,} minimal pairs: {self.accuracy:.1%} right"
+        return f"{counted(self.pairs, 'minimal pairs')}: {self.accuracy:.1%} right"
 
     def table(self) -> RenderableType:
         """A row a kind."""
-        from rich.table import Table
-
-        table = Table(title=self.title(), title_justify="left")
-        for name in ("kind", "pairs", "accuracy"):
-            table.add_column(name)
-        for kind in self.kinds:
-            table.add_row(kind.kind or "all", f"{kind.pairs:,}", f"{kind.accuracy:.1%}")
-        return table
+        rows = [
+            [kind.kind or "all", f"{kind.pairs:,}", f"{kind.accuracy:.1%}"] for kind in self.kinds
+        ]
+        return grid(self.title(), ("kind", "pairs", "accuracy"), rows)
 
     def sections(self) -> list[Section]:
         """Accuracy by kind, and the worst mistakes."""
@@ -305,7 +298,11 @@ class PairsResult(Result):
 
 
 def pairs(
-    model: Model, rows: Iterable[MinimalPair], *, method: Method = "within-word"
+    model: Model,
+    rows: Iterable[MinimalPair],
+    *,
+    method: Method = "within-word",
+    report: Callable[[int], None] = lambda done: None,
 ) -> PairsResult:
     """How often the model prefers the good text of a minimal pair.
 
@@ -313,6 +310,7 @@ def pairs(
         model: one with a masked-word head.
         rows: of `read_pairs`, or MinimalPairs of one's own.
         method: as `score`'s.
+        report: told how many pairs are done.
 
     Raises:
         DataError: there is no pair.
@@ -325,6 +323,7 @@ def pairs(
     for number, pair in enumerate(_scored(scorer, rows)):
         margin = pair.good_score - pair.bad_score
         margins.append(margin)
+        report(len(margins))
         kinds.setdefault(pair.kind, []).append(margin > 0)
         if margin <= 0:
             push = heapq.heappush if len(wrong) < SHOWN else heapq.heappushpop

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bertkit.data.order import uniform
 from bertkit.errors import UsageError
-from bertkit.explain.asked import Question, has_words, one_token
+from bertkit.explain.asked import Question, has_words
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.directions import (
     Pushes,
@@ -29,7 +29,7 @@ from bertkit.explain.hooks import still
 from bertkit.explain.onward import Rest, in_passes, states_of
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.pushed import Control, PushCorpusResult, PushedAt, PushResult
-from bertkit.explain.readouts import Readout, questions_for, readout_of
+from bertkit.explain.readouts import Readout, number_of, questions_for, readout_of
 from bertkit.explain.words import Segmenter
 from bertkit.tasks.asking import pack
 
@@ -67,6 +67,10 @@ def perturb_vector(
     with still(opened.model):
         found = [_pushed_at(opened, readout, one, (layers, steps, pushes, top_k)) for one in asked]
     return PushResult(opened.name, sentence.texts, sentence.labels, readout.what, steps, found)
+
+
+# Of singular directions in means over a file: the values are right to one in ten thousand.
+TOLERANCE = 0.01
 
 
 class Measured(NamedTuple):
@@ -132,22 +136,14 @@ def _aims(
     opened: Opened, readout: Readout, rest: Rest, question: Question, pushes: Pushes
 ) -> tuple[int, int]:
     """The word that is pushed towards, and the one that is left."""
-
-    def number(name: str) -> int:
-        if readout.what == "words":
-            return one_token(opened, name)
-        if name not in readout.names:
-            raise UsageError(f"{name!r} is no label of the model: {', '.join(readout.names)}")
-        return readout.names.index(name)
-
     logits = rest.logits(rest.state[None])[0, : len(readout.names)]
     first, second = logits.topk(2).indices.tolist()
-    target = number(pushes.towards) if pushes.towards is not None else question.target
-    if target is None:
-        target = second
+    target = second if question.target is None else question.target
+    if pushes.towards is not None:
+        target = number_of(opened, readout, pushes.towards)
     against = second if target == first else first
     if pushes.against is not None:
-        against = number(pushes.against)
+        against = number_of(opened, readout, pushes.against)
     if target == against:
         raise UsageError(f"{readout.names[target]!r} cannot be pushed towards and away from")
     return int(target), int(against)
@@ -171,7 +167,7 @@ def _pushed_at(
         turned = _turned(rest, singular.to(states[0]), target)
         ways = torch.stack([straight, gradient_direction(rest, target, against), *turned])
         found.append(measured(rest, ways, steps, target, top_k))
-        slopes.append(rest.along(ways)[:, target] * rest.state.norm())
+        slopes.append(rest.slope().along(ways)[:, target] * rest.state.norm())
         sizes.append(values)
         drawn = random_directions([pushes.seed, token], pushes.random, rest.state)
         controls.append(measured(rest, drawn, steps, target, 1))
@@ -209,7 +205,7 @@ def _turned(rest: Rest, vectors: Tensor, target: int) -> list[Tensor]:
     """A singular direction has no sign of its own: forwards is where the target's logit rises."""
     if not len(vectors):
         return []
-    slopes = rest.along(vectors)[:, target]
+    slopes = rest.slope().along(vectors)[:, target]
     return list(torch.where(slopes[:, None] < 0, -vectors, vectors))
 
 
@@ -285,7 +281,7 @@ def perturb_vector_over(
 
 def _moved(rest: Rest, steps: list[float], pushes: Pushes, number: int) -> tuple[float, Tensor]:
     """The largest singular value, and [4, K]: KL and flips, at random and along its direction."""
-    values, vectors = singular_directions(rest, 1, seed=pushes.seed)
+    values, vectors = singular_directions(rest, 1, seed=pushes.seed, tolerance=TOLERANCE)
     drawn = random_directions([pushes.seed, number, rest.token], pushes.random, rest.state)
     zero, rows = steps.index(0.0), []
     for ways in (drawn, vectors.to(rest.state)):

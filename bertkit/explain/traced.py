@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import brief, heatmap
 from bertkit.explain.pushed import layers_of
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import grid
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -118,9 +119,10 @@ class PatchResult(Result):
     def table(self) -> RenderableType:
         """A table a site: a row a position, a column a layer."""
         from rich.console import Group
+        from rich.text import Text
 
         line = f"{self.summary()} % of that difference restored:"
-        return Group(line, *(_table(one, self.columns) for one in self.sites))
+        return Group(Text(line), *(_table(one, self.columns) for one in self.sites))
 
     def sections(self) -> list[Section]:
         """Layer by position: what comes back."""
@@ -149,15 +151,11 @@ def _whole(part: float) -> str:
 
 
 def _table(one: SiteMap | RoleMap, names: Sequence[str]) -> RenderableType:
-    from rich.table import Table
-
-    table = Table()
-    table.add_column(f"{one.site}, layer")
-    for layer in one.layers:
-        table.add_column(str(layer), justify="right")
-    for p, name in enumerate(names):
-        table.add_row(name, *(_whole(float(value)) for value in one.restored[:, p]))
-    return table
+    rows = [
+        [name, *(_whole(float(value)) for value in one.restored[:, p])]
+        for p, name in enumerate(names)
+    ]
+    return grid("", (f"{one.site}, layer", *map(str, one.layers)), rows)
 
 
 @dataclass(frozen=True)
@@ -212,17 +210,18 @@ class PatchCorpusResult(Result):
     def title(self) -> str:
         """What was asked."""
         left = f", {self.skipped:,} left out" if self.skipped else ""
-        return f"Patched: {self.pairs:,} pairs of texts{left}"
+        return f"Patched: {counted(self.pairs, 'pairs of texts')}{left}"
 
     def table(self) -> RenderableType:
         """A table a site: a row a role, a column a layer."""
         from rich.console import Group
+        from rich.text import Text
 
         lines = [
-            f"{self.title()}; % of the difference of logits restored:",
+            f"{self.title()}; % of the difference of logits restored (–: no pair has such words):",
             *(f"left out: {why}" for why in self.why_skipped[:3]),
         ]
-        return Group(*lines, *(_table(one, self.roles) for one in self.sites))
+        return Group(*map(Text, lines), *(_table(one, self.roles) for one in self.sites))
 
     def sections(self) -> list[Section]:
         """Layer by role."""

@@ -22,8 +22,9 @@ from bertkit.errors import CheckpointError, UsageError
 from bertkit.explain.followed import FOLLOWED, Followed, Named
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import LINES, brief, heatmap, lines
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.pictures import LINES, heatmap, lines
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.tasks.load import Pipeline
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ CAUTION_ZH = (
     "该数值本身能说明什么、不能说明什么，在每一步都同样适用。"
 )
 # Columns of a table in the terminal.
-SHOWN = 13
+SHOWN = 40
 
 # The figures of one checkpoint: by the name of a series the rows' names and numbers.
 Figures = Mapping[str, Mapping[str, float]]
@@ -85,7 +86,7 @@ class TrajectoryResult(Result):
     def title(self) -> str:
         """What was asked."""
         about = "" if self.text is None else f": {self.text}"
-        return f"{self.of} along {len(self.checkpoints):,} checkpoints{about}"
+        return f"{self.of} along {counted(len(self.checkpoints), 'checkpoints')}{about}"
 
     def table(self) -> RenderableType:
         """A table a figure, a row a checkpoint."""
@@ -94,18 +95,14 @@ class TrajectoryResult(Result):
         return Group(*(self._table(one) for one in self.series))
 
     def _table(self, one: Series) -> RenderableType:
-        from rich.table import Table
-
-        table = Table(title=f"{self.of}: {one.name}", title_justify="left")
-        table.add_column("checkpoint")
         count = len(one.rows)
         shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, SHOWN))})
-        for i in shown:
-            table.add_column(one.rows[i].removeprefix("layer "))
-        for j, name in enumerate(self.checkpoints):
-            column = (float(one.values[i, j]) for i in shown)
-            table.add_row(name, *(brief(x) if np.isfinite(x) else "" for x in column))
-        return table
+        rows = [
+            [name, *map(digits, one.values[shown, j])] for j, name in enumerate(self.checkpoints)
+        ]
+        names = [one.rows[i].removeprefix("layer ") for i in shown]
+        note = f"{SHOWN} of {count:,} columns; --json has all" if count > SHOWN else ""
+        return grid(f"{self.of}: {one.name}", ("checkpoint", *names), rows, note=note)
 
     def sections(self) -> list[Section]:
         """Lines where there are few rows, else a row a layer and a column a checkpoint."""
@@ -152,7 +149,14 @@ def points(run: Model | Sequence[Model]) -> list[Point]:
     if not isinstance(run, str | os.PathLike | Opened | Pipeline):
         if not run:
             raise UsageError("there is no checkpoint: the list of models is empty")
-        return [point for one in run for point in points(one)]
+        found = [(one, point) for one in run for point in points(one)]
+        # Steps of several runs have the runs' names with them.
+        return [
+            point._replace(name=f"{one} {point.name}")
+            if len(run) > 1 and point.name != str(one) and isinstance(one, str | os.PathLike)
+            else point
+            for one, point in found
+        ]
     if isinstance(run, Opened | Pipeline):
         return [Point(run, open_model(run).name, None)]
     folder = Path(run).expanduser()

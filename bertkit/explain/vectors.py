@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief, heatmap, layer_names
+from bertkit.explain.pictures import bars, heatmap, layer_names
 from bertkit.explain.readouts import questions_for
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.words import Segmenter
+
+_NOTE = "norm: the vector's length; change: of the difference to the layer before"
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -118,17 +121,13 @@ class VectorResult(Result):
 
 
 def _table(at: VectorAt) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(title=f"{at.label} (token {at.token})", title_justify="left")
-    for name in ("layer", "norm", "change", "cosine with the layer before", "nearest words"):
-        table.add_column(name)
+    columns = ("layer", "norm", "change", "cosine: layer before", "nearest words")
+    rows = []
     for i, name in enumerate(layer_names(len(at.norm))):
-        words = " ".join(near.word for near in at.nearest[i][:6])
-        numbers = (at.norm[i], at.change[i], at.turn[i])
-        shown = (brief(float(x)) if np.isfinite(x) else "" for x in numbers)
-        table.add_row(name, *shown, words)
-    return table
+        words = " ".join(near.word for near in at.nearest[i])
+        rows.append([name, *map(digits, (at.norm[i], at.change[i], at.turn[i])), words])
+    title = f"{at.label} (token {at.token})"
+    return grid(title, columns, rows, texts=columns[-1:], note=_NOTE)
 
 
 def vector(
@@ -243,19 +242,17 @@ class VectorCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Vectors of {self.positions:,} masked positions in {self.texts:,} texts"
+        where = f"{counted(self.positions, 'masked positions')} in {counted(self.texts, 'texts')}"
+        return f"Vectors of {where}"
 
     def table(self) -> RenderableType:
         """A row a layer."""
-        from rich.table import Table
-
-        table = Table(title=self.title(), title_justify="left")
-        for name in ("layer", "norm", "change", "cosine: layer before", "cosine: last layer"):
-            table.add_column(name)
-        for i, name in enumerate(layer_names(len(self.norm))):
-            row = (self.norm[i], self.change[i], self.turn[i], self.to_last[i])
-            table.add_row(name, *(brief(float(x)) if np.isfinite(x) else "" for x in row))
-        return table
+        rows = [
+            [name, *map(digits, (self.norm[i], self.change[i], self.turn[i], self.to_last[i]))]
+            for i, name in enumerate(layer_names(len(self.norm)))
+        ]
+        columns = ("layer", "norm", "change", "cosine: layer before", "cosine: last layer")
+        return grid(self.title(), columns, rows, note=_NOTE)
 
     def sections(self) -> list[Section]:
         """How far each layer moves the vectors."""
@@ -267,7 +264,12 @@ class VectorCorpusResult(Result):
 
 
 def vector_over(
-    model: Model, texts: Iterable[str], *, seed: int = 0, probability: float = 0.15
+    model: Model,
+    texts: Iterable[str],
+    *,
+    seed: int = 0,
+    probability: float = 0.15,
+    report: Callable[[int], None] = lambda done: None,
 ) -> VectorCorpusResult:
     """Means of the vectors at randomly masked positions of many texts, memory flat.
 
@@ -276,6 +278,7 @@ def vector_over(
         texts: any number.
         seed: of the choice of masked positions.
         probability: that a token is masked.
+        report: told how many texts are done.
 
     Raises:
         DataError: there is no text.
@@ -284,7 +287,8 @@ def vector_over(
     sums: Tensor | None = None
     count = read = 0
     with still(opened.model):
-        for masked in masked_batches(opened, texts, seed=seed, probability=probability):
+        drawn: dict[str, Any] = {"seed": seed, "probability": probability}
+        for masked in masked_batches(opened, texts, **drawn, report=report):
             read += len(masked.numbers)
             at = masked.batch.mlm_positions.to(opened.encoder.device)
             states = trace(opened.encoder, masked.batch).hidden

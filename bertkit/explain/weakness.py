@@ -7,9 +7,9 @@ is the total loss. The words are counted in a pass of its own, in bounded memory
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import grouped_bars
 from bertkit.explain.position_kinds import BREAKDOWNS, Ints, Sorter
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import grid, with_error
 from bertkit.model.bert import readers_at
 from bertkit.text.wordcount import count_words
 
@@ -110,15 +111,19 @@ class WeakResult(Result):
     def title(self) -> str:
         """What was asked."""
         beside = f" against {self.other}" if self.other is not None else ""
-        return (
-            f"Loss by position{beside}: {self.positions:,} masked positions in {self.texts:,} texts"
-        )
+        positions = counted(self.positions, "masked positions")
+        return f"Loss by position{beside}: {positions} in {counted(self.texts, 'texts')}"
 
     def table(self) -> RenderableType:
         """A table a breakdown."""
         from rich.console import Group
+        from rich.text import Text
 
-        return Group(self.title(), *(_table(part) for part in (self.overall, *self.breakdowns)))
+        note = "loss in nats; ±: one standard error, which a single position has not"
+        if self.other is not None:
+            note += f"; after: {self.other}; change: after less before"
+        parts = (self.overall, *self.breakdowns)
+        return Group(Text(self.title()), *map(_table, parts), Text(note, style="dim"))
 
     def sections(self) -> list[Section]:
         """Loss and accuracy of each breakdown; with another model both, and the change."""
@@ -147,21 +152,21 @@ class WeakResult(Result):
 
 
 def _table(part: Breakdown) -> RenderableType:
-    from rich.table import Table
-
-    table = Table(title=part.by, title_justify="left")
     sides = {"": part.figures, "after: ": part.other, "change: ": part.change}
     there = {name: side for name, side in sides.items() if side is not None}
-    for name in ("", "positions", *(f"{side}{k}" for side in there for k in ("loss", "accuracy"))):
-        table.add_column(name)
-    for i, name in enumerate(part.names):
-        cells = []
-        for label, side in there.items():
-            sign = "+" if label == "change: " else ""
-            cells.append(f"{side.loss[i]:{sign}.3f} ± {side.loss_error[i]:.3f}")
-            cells.append(f"{side.accuracy[i]:{sign}.3f} ± {side.accuracy_error[i]:.3f}")
-        table.add_row(name, f"{part.count[i]:,}", *cells)
-    return table
+    # Losses first: where three of them fill a line, the accuracies follow in a table below.
+    cells = {
+        f"{label}{kind}": [
+            with_error(mean, error, "+" if label == "change: " else "")
+            for mean, error in zip(getattr(side, kind), getattr(side, f"{kind}_error"), strict=True)
+        ]
+        for kind in ("loss", "accuracy")
+        for label, side in there.items()
+    }
+    counts = [f"{count:,}" for count in part.count]
+    return grid(
+        part.by, ("", "positions", *cells), zip(part.names, counts, *cells.values(), strict=True)
+    )
 
 
 def weak_over(
@@ -172,6 +177,7 @@ def weak_over(
     seed: int = 0,
     probability: float = PROBABILITY,
     max_words: int = 2_000_000,
+    report: Callable[[int], None] = lambda done: None,
 ) -> WeakResult:
     """Where a model guesses masked words badly, and where another one does better.
 
@@ -182,6 +188,7 @@ def weak_over(
         seed: of the choice of masked positions, as `lens_over`'s.
         probability: that a token is masked.
         max_words: the bound on distinct words in memory, about 130 bytes each.
+        report: told how many texts are done.
 
     Raises:
         UsageError: a model has no masked-word head, the tokenizers differ, or `texts` can be read
@@ -204,7 +211,8 @@ def weak_over(
     read = cut = 0
     # The one that reads less says where texts are cut, so that both are asked the same.
     shorter = min(opened, key=lambda one: one.max_length)
-    for masked in masked_batches(shorter, texts, seed=seed, probability=probability):
+    drawn: dict[str, Any] = {"seed": seed, "probability": probability}
+    for masked in masked_batches(shorter, texts, **drawn, report=report):
         read, cut = read + len(masked.numbers), cut + masked.cut
         figures = np.concatenate([losses_at(one, masked) for one in opened], 1)
         for tally, groups in zip(tallies, sorter.groups(masked), strict=True):

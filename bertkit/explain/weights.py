@@ -24,7 +24,8 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief, heatmap
 from bertkit.explain.questions import Given, Head, asked_batches, head_of, one_text
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.tables import digits, grid
 from bertkit.explain.weight_changes import (
     CHANGES,
     By,
@@ -95,29 +96,29 @@ class WeightsResult(Result):
     def title(self) -> str:
         """What was asked."""
         return (
-            f"Changed weights: {len(self.tensors)} of them, {self.questions:,} {self.asked} in "
-            f"{self.texts:,} texts, loss {self.loss:.4f}"
+            f"Changed weights: {len(self.tensors)} of them, {counted(self.questions, self.asked)} "
+            f"in {counted(self.texts, 'texts')}, loss {self.loss:.4f}"
         )
 
     def table(self) -> RenderableType:
         """A row a tensor; of several changes the loss alone, so that a terminal has room."""
-        from rich.table import Table
-
         several = len(self.changes) > 1
-        caption = "growth of the loss; --json, --npz and --html have KL, flips and predictions too"
-        table = Table(
-            title=self.title(), title_justify="left", caption=caption if several else None
+        note = "Fisher: mean squared gradient of the loss; "
+        note += (
+            "the rest: growth of the loss; --json, --npz and --html have KL, flips and predictions"
+            if several
+            else f"{self.changes[0]}: growth of the loss, what the gradient predicts of it, KL of "
+            "the answers, questions with another best answer"
         )
-        figures = self.changes if several else ("loss", "predicted", "KL", "flips")
-        for name in ("weights", "Fisher", *figures):
-            table.add_column(name, justify="left" if name == "weights" else "right")
+        rows = []
         for i, label in enumerate(self.labels):
-            cells = [f"{growth:+.4f}" for growth in self.growth[i]]
+            cells = [digits(growth, "+") for growth in self.growth[i]]
             if not several:
-                cells += [f"{self.predicted[i, 0]:+.4f}", f"{self.kl[i, 0]:.4f}"]
+                cells += [digits(self.predicted[i, 0], "+"), digits(self.kl[i, 0])]
                 cells += [f"{self.flips[i, 0]:.1%}"]
-            table.add_row(label, f"{self.fisher[i]:.2g}", *cells)
-        return table
+            rows.append([label, digits(self.fisher[i]), *cells])
+        figures = self.changes if several else ("loss", "predicted", "KL", "flips")
+        return grid(self.title(), ("weights", "Fisher", *figures), rows, note=note)
 
     def sections(self) -> list[Section]:
         """Layer by kind for each change; all tensors; Fisher."""

@@ -90,7 +90,10 @@ class Sentence:
                 if found.text == word or (not exact and found.text.lower() == word.lower()):
                     return found
         shown = " ".join(repr(w.text) for w in self.words[:20])
-        raise DataError(f"{word!r} is no word of the text; its words are {shown}")
+        characters = {w.text for w in self.words}
+        split = len(word) > 1 and characters.issuperset(word)
+        hint = "; --segmenter jieba makes words of Chinese characters" if split else ""
+        raise DataError(f"{word!r} is no word of the text; its words are {shown}{hint}")
 
     def masked(self, word: Word, mask_id: int) -> Self:
         """The same with all tokens of a word masked; it is shown in brackets."""

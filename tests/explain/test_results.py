@@ -9,12 +9,14 @@ import subprocess
 from functools import lru_cache
 from html import unescape
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bertkit.explain.ablation import ablate
 from bertkit.explain.attribution import attribute
@@ -33,6 +35,7 @@ from bertkit.explain.pruning import prune
 from bertkit.explain.result import Result, plain
 from bertkit.explain.scores import pairs, score, score_over
 from bertkit.explain.steering import perturb_vector, perturb_vector_over
+from bertkit.explain.tables import Grid, digits, with_error, wrapped
 from bertkit.explain.tracing import TracePair, patch, patch_over
 from bertkit.explain.trajectories import trajectory, trajectory_over
 from bertkit.explain.vectors import vector, vector_over
@@ -194,6 +197,34 @@ def test_the_table_is_text_with_the_users_words(name: str) -> None:
     assert len(table.splitlines()) > 3
     if name == "score":
         assert "猫" in table
+
+
+@by_result
+def test_no_number_of_a_table_is_cut_at_80_columns(name: str) -> None:
+    narrow, wide = (results()[name].as_text(width) for width in (80, 1000))
+    lines = narrow.splitlines()
+    assert max(map(width_of, lines)) <= 80
+    cells = [cell for line in lines for cell in re.split("[│┃]", line)]
+    assert not [cell for cell in cells if "…" in cell and re.search(r"\d", cell)]
+    pattern = r"(?<![\w.])[-+]?\d[\d,.]*(?:e[-+]?\d+)?%?(?![\w.])"
+    assert set(re.findall(pattern, wide)) <= set(re.findall(pattern, narrow))
+    assert "nan" not in narrow
+
+
+def test_what_does_not_fit_stands_below_under_the_same_names() -> None:
+    told = Grid("t", ["layer", "a", "b"], [["layer 1", "1.5e-08", "2.25"]], note="n")
+    for width, parts in ((80, 1), (24, 2)):
+        console = Console(width=width, color_system=None, file=StringIO())
+        console.print(told)
+        drawn = console.file.getvalue()  # type: ignore[attr-defined]
+        assert drawn.count("layer 1") == parts
+        assert drawn.startswith("t\n")
+        assert drawn.endswith("n\n")
+        assert ("1.5e-08" in drawn, "2.25" in drawn) == (True, True)
+    assert wrapped("the cat 0.5  猫猫 0.25", 12) == "the cat 0.5\n猫猫 0.25"
+    assert wrapped("unbelievable", 5) == "unbel\nievab\nle"
+    assert digits(0.0) + digits(1.5e-9, "+") + digits(float("nan")) == "0+1.5e-09"
+    assert with_error(0.5, float("nan")) == "0.5"
 
 
 def test_labels_are_cut_by_width() -> None:

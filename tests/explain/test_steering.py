@@ -11,6 +11,7 @@ import torch
 from bertkit.batch import Batch
 from bertkit.errors import DataError, UsageError
 from bertkit.explain import onward as onward_module
+from bertkit.explain import steering
 from bertkit.explain.directions import Pushes, leading, singular_directions
 from bertkit.explain.hooks import state_hash, still
 from bertkit.explain.onward import Rest, states_of
@@ -109,7 +110,7 @@ def test_forward_derivatives_are_finite_differences(layer: int) -> None:
     with still(opened().model):
         rest = rest_of(opened(), layer)
         ways = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).double()
-        for way, change in zip(ways, rest.along(ways), strict=True):
+        for way, change in zip(ways, rest.slope().along(ways), strict=True):
             tiny_step = 1e-5
             ahead, behind = (
                 rest.logits((rest.state + s * way)[None])[0] for s in (tiny_step, -tiny_step)
@@ -141,7 +142,7 @@ def test_singular_directions_are_those_of_the_brute_force_jacobian(
         values, vectors = singular_directions(rest, 5, centred=centred)
         weights = torch.randn(2, len(tiny.VOCAB)).double()
         torch.testing.assert_close(
-            rest.back(weights),
+            rest.slope().back(weights),
             weights @ (jacobian if not centred else brute_jacobian(rest)),
             rtol=1e-9,
             atol=1e-9,
@@ -152,7 +153,7 @@ def test_singular_directions_are_those_of_the_brute_force_jacobian(
 
 
 def brute_jacobian(rest: Rest) -> torch.Tensor:
-    return rest.along(torch.eye(32).double()).T
+    return rest.slope().along(torch.eye(32).double()).T
 
 
 def test_the_search_stops_early_and_is_right_where_it_stops() -> None:
@@ -197,7 +198,7 @@ def test_the_gradient_is_the_steepest_way_and_singular_ways_are_signed() -> None
             weights = torch.zeros(1, len(tiny.VOCAB)).double()
             weights[0, tiny.VOCAB.index(at.target)] = 1
             weights[0, tiny.VOCAB.index(at.against)] = -1
-            steepest = rest.back(weights)[0].norm() * rest.state.norm()
+            steepest = rest.slope().back(weights)[0].norm() * rest.state.norm()
             gain = perturb_vector(
                 opened(), MASKED, pushes=Pushes((1e-5,), "sat", layers=(layer,))
             ).positions[0]
@@ -237,10 +238,14 @@ def test_labels_are_pushed_too() -> None:
         perturb_vector(texts, CHINESE, pushes=Pushes(towards="w"))
 
 
-def test_over_texts_figures_are_means_of_single_ones() -> None:
+def test_over_texts_figures_are_means_of_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     pushes = Pushes(steps=(0.5,), random=3, singular=1, seed=5)
     texts = ["the cat sat", "a dog"]
-    found = perturb_vector_over(opened(), texts, pushes=pushes, probability=0.4, positions=50)
+    asked: dict[str, Any] = {"pushes": pushes, "probability": 0.4, "positions": 50}
+    quick = perturb_vector_over(opened(), texts, **asked)
+    monkeypatch.setattr(steering, "TOLERANCE", None)
+    found = perturb_vector_over(opened(), texts, **asked)
+    np.testing.assert_allclose(quick.singular_value, found.singular_value, rtol=1e-4)
     read, drawn = _drawn(opened(), texts, 50, 0.4, 5)
     assert (found.texts, found.positions) == (read, len(drawn)) == (2, len(drawn))
     assert {number for _, _, number in drawn} == {0, 1}
