@@ -271,7 +271,7 @@ def _check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
     if changed:
         raise UsageError(
             f"{where}: this run has other settings: {'; '.join(changed)}. "
-            "--resume with none of them to continue as it began, or name another --out"
+            "leave them out to continue as it began, or name another --out"
         )
 
 

@@ -167,7 +167,7 @@ def test_continuing_with_other_settings_names_them(tmp_path: Path) -> None:
     assert "train.steps was 3, now 4" in str(caught.value)
     assert "data.mlm_probability was 0.15, now 0.3" in str(caught.value)
     assert "log." not in str(caught.value)
-    assert "--resume with none of them to continue as it began" in str(caught.value)
+    assert "leave them out to continue as it began" in str(caught.value)
     free = small_recipe(train__steps=3, log__every_steps=5, checkpoint__keep=9)
     open_run(tmp_path, free, True, False, MACHINE)
 
