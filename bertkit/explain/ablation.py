@@ -24,13 +24,15 @@ from torch import Tensor
 from bertkit.errors import UsageError
 from bertkit.explain.corpus import PROBABILITY
 from bertkit.explain.effects import Clean, answer_clean, effect, run_from
+from bertkit.explain.heads import head_grid
 from bertkit.explain.hooks import Site, capture, changing, still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, head_grid
+from bertkit.explain.pictures import bars, layer_names
 from bertkit.explain.questions import Asked, Given, Head, asked_batches, head_of
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -99,9 +101,12 @@ class AblationResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return (
-            f"Ablation by {self.how}: {counted(self.questions, self.asked)} in "
-            f"{counted(self.texts, 'texts')}, loss {self.loss:.4f}"
+        return say(
+            "Ablation by {how}: {asked} in {texts}, loss {loss}",
+            how=named(self.how),
+            asked=counted(self.questions, self.asked),
+            texts=counted(self.texts, "texts"),
+            loss=f"{self.loss:.4f}",
         )
 
     def table(self) -> RenderableType:
@@ -128,19 +133,24 @@ class AblationResult(Result):
 
     def sections(self) -> list[Section]:
         """Layer by head; bars for the rest."""
+        growth, kl = say("Growth of the loss without it, in nats"), say("KL divergence, in nats")
         found = []
-        for name, heading in (
-            ("growth", "Growth of the loss without each head, in nats"),
-            ("kl", "KL divergence without each head, in nats"),
-            ("importance", "Importance of each head by its gate's gradient"),
+        for name, what, unit in (
+            ("growth", growth, say("nats")),
+            ("kl", kl, say("nats")),
+            ("importance", say("Importance by its gate's gradient"), say("nats")),
         ):
-            found.append(Section(heading, head_grid(f"heads.{name}", getattr(self.heads, name))))
-        names = [f"layer {i + 1}" for i in range(len(self.layers.kl))]
-        for part, heading in (("feed_forwards", "feed-forward"), ("layers", "layer")):
+            drawn = head_grid(f"heads.{name}", getattr(self.heads, name), unit)
+            found.append(Section(say("Each head: {what}", what=what), drawn))
+        names = layer_names(len(self.layers.kl) + 1)[1:]
+        for part, heading in (
+            ("feed_forwards", "Each feed-forward: {what}"),
+            ("layers", "Each layer: {what}"),
+        ):
             of = getattr(self, part)
-            for name, what in (("growth", "Growth of the loss"), ("kl", "KL divergence")):
+            for name, what in (("growth", growth), ("kl", kl)):
                 drawn = bars(f"{part}.{name}", getattr(of, name), names)
-                found.append(Section(f"{what} without each {heading}, in nats", drawn))
+                found.append(Section(say(heading, what=what), drawn))
         return found
 
 

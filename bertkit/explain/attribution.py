@@ -11,13 +11,13 @@ import numpy as np
 
 from bertkit.explain.aims import aims_of
 from bertkit.explain.asked_scores import Aim
-from bertkit.explain.coloured import coloured_text
 from bertkit.explain.contributions import AttributionOptions, Contributions, contributions_of
 from bertkit.explain.opening import Model, Opened, open_model
-from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief
+from bertkit.explain.page import MOST_PARTS, Section, rest
+from bertkit.explain.pictures import bars, brief, coloured_text
 from bertkit.explain.result import Floats, Result
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import named, say
 from bertkit.explain.words import Segmenter, Sentence
 
 if TYPE_CHECKING:
@@ -116,7 +116,11 @@ class AttributionResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attribution ({self.method}): {' / '.join(self.texts)}"
+        return say(
+            "Attribution ({method}): {texts}",
+            method=named(self.method),
+            texts=" / ".join(self.texts),
+        )
 
     def table(self) -> RenderableType:
         """A table a target, with bars."""
@@ -138,39 +142,46 @@ class AttributionResult(Result):
 
     def _told(self, target: Attribution) -> str:
         """The number, in words."""
-        told = f"{self.quantity} {brief(target.value)}"
+        told = f"{named(self.quantity)} {brief(target.value)}"
         if not math.isnan(target.baseline_value):
-            told += f", at the baseline ({self.baseline}) {brief(target.baseline_value)}"
-            told += f"; the values miss the difference by {brief(target.delta)}"
-        return f"{told}. {target.note}" if target.note else told
+            told = say(
+                "{told}, at the baseline ({baseline}) {value}; the values miss the difference by "
+                "{delta}",
+                told=told,
+                baseline=self.baseline,
+                value=brief(target.baseline_value),
+                delta=brief(target.delta),
+            )
+        return f"{told}. {named(target.note)}" if target.note else told
 
     def sections(self) -> list[Section]:
         """The text in colours, bars of words, and of tokens where words have several."""
         found = []
-        for i, target in enumerate(self.targets):
+        for i, target in enumerate(self.targets[:MOST_PARTS]):
             of = f"targets.{i}.words.*.value"
             values = np.array([word.value for word in target.words])
             words = [word.word for word in target.words]
-            drawn = coloured_text(of, values, words, _gaps(self.texts, target.words))
-            note = f"{self._told(target)}. Blue pushes it up, red down."
-            found.append(Section(f"What makes the model say {target.name}", drawn, note))
-            found.append(Section("Word by word", bars(of, values, words)))
+            drawn = coloured_text(of, values, words, gaps(self.texts, target.words))
+            note = f"{self._told(target)}. {say('Blue pushes it up, orange down.')}"
+            heading = say("What makes the model say {target}", target=named(target.name))
+            found.append(Section(heading, drawn, note))
+            found.append(Section(say("Word by word"), bars(of, values, words)))
             if len(target.token_values) and _has_pieces(target):
                 drawn = bars(f"targets.{i}.token_values", target.token_values, target.tokens)
-                found.append(Section("Token by token", drawn))
-        return found
+                found.append(Section(say("Token by token"), drawn))
+        return [*found, *rest(self.targets)]
 
 
-def _gaps(texts: tuple[str, ...], words: list[WordValue]) -> list[str]:
+def gaps(texts: tuple[str, ...], words: list[WordValue]) -> list[str]:
     """What stands between words; a line ends between two texts."""
-    gaps, segment, at = [], 0, 0
+    found, segment, at = [], 0, 0
     for word in words:
         before = texts[segment][at : word.start] if word.segment == segment else ""
         if word.segment != segment:
             before = texts[segment][at:] + "\n" + texts[word.segment][: word.start]
-        gaps.append(before)
+        found.append(before)
         segment, at = word.segment, word.end
-    return [*gaps, texts[segment][at:]]
+    return [*found, texts[segment][at:]]
 
 
 def _has_pieces(target: Attribution) -> bool:

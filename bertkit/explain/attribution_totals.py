@@ -22,10 +22,11 @@ from bertkit.explain.attribution import (
 )
 from bertkit.explain.contributions import AttributionOptions
 from bertkit.explain.opening import Model, Opened, open_model
-from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars
+from bertkit.explain.page import MOST_PARTS, Section, rest
+from bertkit.explain.pictures import bars, brief
 from bertkit.explain.result import Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import named, say
 from bertkit.explain.words import Segmenter
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("bertkit")
 # Different words kept, over all labels; beyond them the rarest half is forgotten.
 MOST_WORDS = 100_000
-# Words that a label shows, upwards and downwards each, and labels that a page shows.
-SHOWN_WORDS, SHOWN_LABELS = 10, 20
+# Words that a label shows, upwards and downwards each, and labels that a table shows.
+SHOWN_WORDS, SHOWN_LABELS = 10, MOST_PARTS
 
 
 class WordTotal(NamedTuple):
@@ -142,7 +143,11 @@ class AttributionCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attribution ({self.method}) over {counted(self.texts, 'texts')}"
+        return say(
+            "Attribution ({method}) over {texts}",
+            method=named(self.method),
+            texts=counted(self.texts, "texts"),
+        )
 
     def table(self) -> RenderableType:
         """A row a word, by label."""
@@ -175,12 +180,16 @@ def _sections(labels: list[LabelTotal], quantity: str) -> list[Section]:
     for i, label in enumerate(labels[:SHOWN_LABELS]):
         values = np.array([word.average for word in label.words])
         drawn = bars(f"labels.{i}.words.*.average", values, [word.word for word in label.words])
-        note = (
-            f"Sum of a word's values over the {label.said:,} times that {label.label} was "
-            f"explained, divided by these; the mean {quantity} was {label.mean:.4g}."
+        note = say(
+            "Sum of a word's values over the {n} times that {label} was explained, divided by "
+            "these; the mean {quantity} was {mean}.",
+            n=f"{label.said:,}",
+            label=label.label,
+            quantity=named(quantity),
+            mean=brief(label.mean),
         )
-        found.append(Section(f"Which words push {label.label}", drawn, note))
-    return found
+        found.append(Section(say("Which words push {label}", label=label.label), drawn, note))
+    return [*found, *rest(labels)]
 
 
 def attribute_over(

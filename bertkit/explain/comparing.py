@@ -20,11 +20,12 @@ from bertkit.errors import DataError, UsageError
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, heatmap
+from bertkit.explain.pictures import Look, bars, heat
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.similarity import Pair, Sample, Sums, rsa
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.units import Unit, Units, pooled, same_tokenizer, unit_batches
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,7 +75,7 @@ class Spread:
     @property
     def names(self) -> list[str]:
         """Of the layers."""
-        return [f"layer {layer}" if layer else "embeddings" for layer in self.layers]
+        return [named(f"layer {layer}" if layer else "embeddings") for layer in self.layers]
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,12 @@ class CompareResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        models = " and ".join(spread.model for spread in self.spreads)
-        vectors = counted(self.vectors, f"{self.unit}s")
-        return f"Compared: {models}, {vectors} of {counted(self.texts, 'texts')}"
+        return say(
+            "Compared: {models}, {vectors} of {texts}",
+            models=say(" and ").join(spread.model for spread in self.spreads),
+            vectors=counted(self.vectors, f"{self.unit}s"),
+            texts=counted(self.texts, "texts"),
+        )
 
     def table(self) -> RenderableType:
         """A row a layer, for each model."""
@@ -141,29 +145,35 @@ class CompareResult(Result):
     def sections(self) -> list[Section]:
         """Layer by layer, then the spread of each model."""
         names, others = self.spreads[0].names, self.spreads[-1].names
-        against = f"Rows: {self.spreads[0].model}; columns: {self.spreads[-1].model}. "
-        kind = "Debiased: near 0 for layers" if self.debiased else "Biased: not 0 even for layers"
-        notes = {
-            "cka": f"{against}{kind} that have nothing in common; 1 is equal up to rotation.",
-            "rsa": f"{against}Rank correlation of the distances of {self.sampled:,} vectors.",
-        }
-        found = []
-        for name, heading in (("cka", "CKA of layers"), ("rsa", "RSA of layers")):
-            values: Floats = getattr(self, name)
-            picture = heatmap(
-                name,
-                values,
-                names,
-                others,
-                texts=lambda i, j, values=values: brief_or_none(values[i, j], 2),  # type: ignore[misc]
-                most=1.0,
+        against = say(
+            "Rows: {first}; columns: {second}.",
+            first=self.spreads[0].model,
+            second=self.spreads[-1].model,
+        )
+        kind = (
+            say(
+                "Debiased: near 0 for layers that have nothing in common; 1 is equal up to "
+                "rotation."
             )
-            found.append(Section(heading, picture, notes[name]))
+            if self.debiased
+            else say("Biased: not 0 even for layers that have nothing in common.")
+        )
+        ranks = say("Rank correlation of the distances of {n} vectors.", n=f"{self.sampled:,}")
+        found = []
+        for name, note in (("cka", kind), ("rsa", ranks)):
+            look = Look(name.upper(), figure=_two_decimals, most=1.0)
+            picture = heat(name, getattr(self, name), names, others, look)
+            heading = say("{figure} of layers", figure=name.upper())
+            found.append(Section(heading, picture, f"{against} {note}"))
         for number, spread in enumerate(self.spreads):
             for name, heading in _FIGURES.items():
                 drawn = bars(f"spreads.{number}.{name}", getattr(spread, name), spread.names)
-                found.append(Section(f"{spread.model}: {heading}", drawn))
+                found.append(Section(f"{spread.model}: {named(heading)}", drawn))
         return found
+
+
+def _two_decimals(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def brief_or_none(value: float, digits: int = 3) -> str:

@@ -23,12 +23,13 @@ from bertkit.explain.asked import Question, has_words
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
-from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, heatmap, layer_names
+from bertkit.explain.page import MOST_PARTS, Section, rest
+from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.readouts import Readout, questions_for, readout_of
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.result import Floats, Result, masked_in
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.tuned import TunedLens
+from bertkit.explain.wording import say
 from bertkit.explain.words import Segmenter
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class LensResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        kind = "Tuned lens" if self.tuned else "Lens"
+        kind = say("Tuned lens") if self.tuned else say("Lens")
         return f"{kind}: {' / '.join(self.texts)}"
 
     def table(self) -> RenderableType:
@@ -108,27 +109,35 @@ class LensResult(Result):
         return Group(*(_table(at) for at in self.positions))
 
     def sections(self) -> list[Section]:
-        """Layer by rank, the target's way, entropy."""
-        found = []
-        for i, at in enumerate(self.positions):
-            layers = layer_names(len(at.entropy))
-            picture = heatmap(
-                f"positions.{i}.probabilities",
-                at.probabilities,
-                layers,
-                [str(k + 1) for k in range(at.probabilities.shape[1])],
-                texts=lambda row, column, at=at: at.names[row][column],  # type: ignore[misc]
-                most=1.0,
-            )
-            note = "A row a layer, a column a rank; the colour is the probability."
-            found.append(Section(f"What the head reads at {at.label}", picture, note))
-            if at.target_probability is not None:
-                drawn = bars(f"positions.{i}.target_probability", at.target_probability, layers)
-                found.append(Section(f"Probability of {at.target} at {at.label}", drawn))
-            drawn = bars(f"positions.{i}.kl", at.kl, layers)
-            note = "KL divergence of the last layer's distribution from each layer's, in nats."
-            found.append(Section(f"Distance to the final answer at {at.label}", drawn, note))
-        return found
+        """Layer by rank, the target's way, the distance to the last layer."""
+        found = [s for i, at in enumerate(self.positions[:MOST_PARTS]) for s in _sections(i, at)]
+        return [*found, *rest(self.positions)]
+
+
+def _sections(i: int, at: LensAt) -> list[Section]:
+    layers = layer_names(len(at.entropy))
+    picture = heat(
+        f"positions.{i}.probabilities",
+        at.probabilities,
+        layers,
+        [str(k + 1) for k in range(at.probabilities.shape[1])],
+        Look(
+            say("probability"),
+            lambda row, column: at.names[row][column],
+            outlined=lambda row, column: at.names[row][column] == at.target,
+        ),
+    )
+    note = say("A row a layer, a column a rank; the figure and the colour are the probability.")
+    if at.target is not None:
+        note = f"{note} {say('Framed: {target}.', target=at.target)}"
+    found = [Section(say("What the head reads at {at}", at=at.label), picture, note)]
+    if at.target_probability is not None:
+        drawn = bars(f"positions.{i}.target_probability", at.target_probability, layers)
+        what = say("Probability of {target} at {at}", target=at.target, at=at.label)
+        found.append(Section(what, drawn))
+    drawn = bars(f"positions.{i}.kl", at.kl, layers)
+    note = say("KL divergence of the last layer's distribution from each layer's, in nats.")
+    return [*found, Section(say("Distance to the final answer at {at}", at=at.label), drawn, note)]
 
 
 def _table(at: LensAt) -> RenderableType:
@@ -259,9 +268,8 @@ class LensCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        kind = "Tuned lens" if self.tuned else "Lens"
-        where = f"{counted(self.positions, 'masked positions')} in {counted(self.texts, 'texts')}"
-        return f"{kind}: {where}"
+        kind = say("Tuned lens") if self.tuned else say("Lens")
+        return f"{kind}: {masked_in(self.positions, self.texts)}"
 
     def table(self) -> RenderableType:
         """A row a layer."""
@@ -277,9 +285,9 @@ class LensCorpusResult(Result):
         """A bar a layer for each figure."""
         names = layer_names(len(self.loss))
         return [
-            Section("Accuracy at masked words", bars("accuracy", self.accuracy, names)),
-            Section("Loss in nats", bars("loss", self.loss, names)),
-            Section("Distance to the final answer (KL, nats)", bars("kl", self.kl, names)),
+            Section(say("Accuracy at masked words"), bars("accuracy", self.accuracy, names)),
+            Section(say("Loss in nats"), bars("loss", self.loss, names)),
+            Section(say("Distance to the final answer (KL, nats)"), bars("kl", self.kl, names)),
         ]
 
 

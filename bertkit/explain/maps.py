@@ -22,12 +22,14 @@ from torch import Tensor
 
 from bertkit.batch import Batch
 from bertkit.errors import DataError
+from bertkit.explain.heads import head_grid, head_views, token_matrix
 from bertkit.explain.hooks import Site, capture, still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import head_grid, heatmap, token_matrix
+from bertkit.explain.pictures import Look, heat, terse
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import say
 from bertkit.explain.words import Segmenter
 from bertkit.tasks.asking import pack
 
@@ -43,8 +45,10 @@ CAUTION_ZH = (
     "注意力显示一个头从哪里取信息，而不是答案取决于什么：注意力不是归因；"
     "看向 [SEP] 的头往往什么也没做，而且一个词元传出的内容在下面各层里已经混入了邻近词元。"
 )
-# Tokens beyond which a page leaves the matrices of single heads out: they grow with the square.
-PAGE_TOKENS = 48
+# Tokens, and numbers of single heads' maps, beyond which a page leaves these out: they grow with
+# the square of the tokens.
+PAGE_TOKENS = 64
+PAGE_NUMBERS = 300_000
 FIGURES = ("entropy", "distance", "to_cls", "to_sep", "to_self", "to_previous", "to_next")
 
 
@@ -117,29 +121,40 @@ class AttentionResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attention: {' / '.join(self.texts)}"
+        return say("Attention: {texts}", texts=" / ".join(self.texts))
 
     def table(self) -> RenderableType:
         """A row a head."""
         return _head_table(self.title(), self.heads)
 
     def sections(self) -> list[Section]:
-        """Heads by their figures, one head's matrix, rollout."""
-        found = _head_sections(self.heads, "heads.")
-        if len(self.tokens) > PAGE_TOKENS:
-            note = (
-                f"The text has {len(self.tokens)} tokens; matrices of more than {PAGE_TOKENS} "
-                "tokens are in the JSON and the npz, not on the page."
+        """All heads, one head's matrix, rollout; heads by their figures."""
+        tokens, figures = len(self.tokens), _head_sections(self.heads, "heads.")
+        # Both kinds of maps where there is room in the page's JSON, else one.
+        kinds = [("maps", say("attention")), ("norm_weighted", say("norm-weighted"))]
+        kinds = kinds[: PAGE_NUMBERS // self.maps.size]
+        left = "" if len(kinds) == 2 else say("Norm-weighted maps are in --json and --npz.")
+        if tokens > PAGE_TOKENS or not kinds:
+            left = say(
+                "The text has {n} tokens and the model {m} heads: too much for maps of single "
+                "heads on a page. They are in --json and --npz.",
+                n=f"{tokens:,}",
+                m=self.heads.entropy.size,
             )
-            return [*found, Section("Single heads", "", note)]
-        kinds = (("maps", "attention"), ("norm_weighted", "norm-weighted"))
-        note = "Rows look, columns are looked at. Choose a head, or click one in a grid above."
+            return [Section(say("Single heads"), "", left), *figures]
+        views = Section(
+            say("All heads"),
+            head_views(*self.heads.entropy.shape),
+            say("From each token (rows) to each (columns), each head by itself; choose one."),
+        )
+        note = say("Rows look, columns are looked at; the deepest colour is this head's largest.")
         body = token_matrix(kinds, self.maps, self.tokens)
-        found.insert(1, Section("One head, token by token", body, note))
+        one = Section(say("One head, token by token"), body, f"{note} {left}".strip())
         last = len(self.rollout) - 1
-        rolled = heatmap("rollout", self.rollout[last], self.tokens, self.tokens, places=(last,))
-        note = "All layers multiplied, with the residual; from each token down to the inputs."
-        return [*found, Section("Rollout", rolled, note)]
+        look = Look(say("share"), figure=terse, square=True)
+        rolled = heat("rollout", self.rollout[last], self.tokens, self.tokens, look, places=(last,))
+        note = say("All layers multiplied, with the residual; from each token down to the inputs.")
+        return [views, one, Section(say("Rollout"), rolled, note), *figures]
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,11 @@ class AttentionCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Attention over {counted(self.texts, 'texts')} ({counted(self.tokens, 'tokens')})"
+        return say(
+            "Attention over {texts} ({tokens})",
+            texts=counted(self.texts, "texts"),
+            tokens=counted(self.tokens, "tokens"),
+        )
 
     def table(self) -> RenderableType:
         """A row a head."""
@@ -192,15 +211,15 @@ def _head_table(title: str, heads: HeadFigures) -> RenderableType:
 
 def _head_sections(heads: HeadFigures, where: str) -> list[Section]:
     names = {
-        "entropy": "Entropy of each head in nats: low looks at few tokens",
-        "distance": "Mean distance of each head in tokens",
-        "to_sep": "Share of the weight on [SEP]",
-        "to_previous": "Share of the weight on the token before",
-        "to_next": "Share of the weight on the token behind",
+        "entropy": (say("Entropy of each head: low looks at few tokens"), say("nats")),
+        "distance": (say("Mean distance of each head"), say("tokens")),
+        "to_sep": (say("Share of the weight on [SEP]"), say("share")),
+        "to_previous": (say("Share of the weight on the token before"), say("share")),
+        "to_next": (say("Share of the weight on the token behind"), say("share")),
     }
     return [
-        Section(heading, head_grid(f"{where}{name}", getattr(heads, name)))
-        for name, heading in names.items()
+        Section(heading, head_grid(f"{where}{name}", getattr(heads, name), unit))
+        for name, (heading, unit) in names.items()
     ]
 
 

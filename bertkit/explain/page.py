@@ -1,16 +1,30 @@
 """Pages that open from the disk: one HTML file with its style, its pictures and its numbers.
 
-No network, no library. A page is readable on a telephone (360 px wide) and on paper: what is wider
-than the screen scrolls inside its own frame. The numbers are in the page once more as JSON, in the
-element with the id "data"; pictures are drawn from the same values (pictures.py).
+No network, no library. A page is readable on a telephone (360 px wide), in the dark and on paper:
+what is wider than the screen scrolls inside its own frame. The numbers are in the page once more
+as JSON, in the element with the id "data"; pictures are drawn from the same values (pictures.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from bertkit.explain.page_style import SCRIPT, STYLE
+from bertkit.explain.tables import Grid
+from bertkit.explain.wording import named, say, spoken
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+T = TypeVar("T")
+# Characters of JSON in a page, and of a heading; parts (positions, targets) with pictures.
+MOST_JSON = 2_000_000
+MOST_HEADING = 200
+MOST_PARTS = 20
 
 
 class Section(NamedTuple):
@@ -27,60 +41,79 @@ class Section(NamedTuple):
     note: str = ""
 
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; color: #1b1f24; background: #fff;
-  font: 15px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif;
-  overflow-wrap: anywhere; }
-h1 { font-size: 1.25rem; margin: 0 0 .5rem; }
-h2 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; }
-p { margin: .25rem 0; }
-.caution { border-left: 4px solid #c77700; padding: .25rem .75rem; background: #fff8ec; }
-.note { color: #57606a; font-size: .9em; }
-.wide { overflow-x: auto; margin: .5rem 0; }
-svg { display: block; font: 12px system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; }
-select { font: inherit; max-width: 100%; margin: .25rem .5rem .25rem 0; }
-[data-head] { cursor: pointer; }
-.chosen rect { stroke: #000; stroke-width: 2; }
-footer { margin-top: 2rem; color: #57606a; font-size: .85em; }
-@media print { body { max-width: none; padding: 0; } select { display: none; }
-  .wide { overflow: visible; } .wide svg { max-width: 100%; height: auto; }
-  section { break-inside: avoid; } * { print-color-adjust: exact; } }
-"""
+def rest(items: Sequence[Any]) -> list[Section]:
+    """What is said of the parts behind the first MOST_PARTS, which have no pictures."""
+    if len(items) <= MOST_PARTS:
+        return []
+    note = say(
+        "Of {n} the first {m} are drawn; the numbers of all are in --json and --npz.",
+        n=f"{len(items):,}",
+        m=MOST_PARTS,
+    )
+    return [Section(say("Not drawn"), "", note)]
 
 
 def html_page(
-    title: str, cautions: Sequence[str], sections: Sequence[Section], data: Mapping[str, Any]
+    title: str,
+    caution: str,
+    sections: Sequence[Section],
+    data: Mapping[str, Any],
+    *,
+    model: str = "",
+    numbers: str = "",
 ) -> str:
-    """A whole page.
+    """A whole page, in the language that is spoken (wording.py).
 
     Args:
-        title: the heading.
-        cautions: what the picture can and cannot tell, in each language.
+        title: the heading: what was asked.
+        caution: what the picture can and cannot tell.
         sections: in order.
         data: the result's plain values.
+        model: of which model it was asked.
+        numbers: HTML: the table that the terminal shows.
     """
     from bertkit import __version__
 
+    drawn = set(re.findall(r'data-of="([^"]*)"', "".join(s.body for s in sections)))
+    kept, gone = _lighter(data, drawn)
+    head = title if len(title) <= MOST_HEADING else title[:MOST_HEADING] + "…"
     parts = [
         "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
+        f'<html lang="{"zh-CN" if spoken() == "zh" else "en"}"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # Nothing may be fetched, whatever a text holds.
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">",
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{escape(title)}</h1>",
-        *(f'<p class="caution">{escape(line)}</p>' for line in cautions),
+        f"<title>{escape(head)}{escape(f' · {model}' if model else '')}</title>",
+        f'<style>{STYLE}</style></head><body><main><h1 dir="auto">{escape(head)}</h1>',
     ]
+    if model:
+        parts.append(f'<p class="of">{escape(say("Model: {model}", model=model))}</p>')
+    if head != title:
+        whole = escape(say("The whole text"))
+        parts.append(f'<details><summary>{whole}</summary><p dir="auto">{escape(title)}</p>')
+        parts.append("</details>")
+    parts.append(f'<p class="caution">{escape(caution)}</p>')
     for section in sections:
-        parts.append(f"<section><h2>{escape(section.heading)}</h2>")
+        parts.append(f'<section><h2 dir="auto">{escape(section.heading)}</h2>')
         if section.note:
             parts.append(f'<p class="note">{escape(section.note)}</p>')
         parts.append(f"{section.body}</section>")
-    parts.append(f"<footer>bertkit {escape(__version__)}</footer>")
-    parts.append(f'<script type="application/json" id="data">{_embedded(data)}</script>')
+    if numbers:
+        parts.append(
+            f'<details class="numbers"><summary>{escape(say("The numbers as a table"))}</summary>'
+            f'<div class="wide" tabindex="0">{numbers}</div></details>'
+        )
+    if gone:
+        told = "; ".join(gone)
+        left = say(
+            "Left out of the JSON in this page, to keep it small: {what}; see --json, --npz.",
+            what=told,
+        )
+        parts.append(f'<p class="note">{escape(left)}</p>')
+    parts.append(f"</main><footer>bertkit {escape(__version__)}</footer>")
+    parts.append(f'<p id="told" role="status"></p><script>{SCRIPT}</script>')
+    parts.append(f'<script type="application/json" id="data">{_embedded(kept)}</script>')
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -88,3 +121,55 @@ def _embedded(data: Mapping[str, Any]) -> str:
     """JSON inside of a script element: nothing in it may end the element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _lighter(data: Mapping[str, Any], drawn: set[str]) -> tuple[Mapping[str, Any], list[str]]:
+    """The data without the largest arrays that no picture shows (null), and their names."""
+    size = len(_embedded(data))
+    if size <= MOST_JSON:
+        return data, []
+    copy = json.loads(json.dumps(data))
+    groups: dict[str, list[tuple[Any, Any]]] = {}
+    for name, holder, key in _arrays(copy, ""):
+        groups.setdefault(name, []).append((holder, key))
+    sizes = {name: sum(len(json.dumps(h[k])) for h, k in at) for name, at in groups.items()}
+    shown = {re.sub(r"\b\d+\b", "*", name) for name in drawn}
+    gone = []
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if size > MOST_JSON and name not in shown:
+            for holder, key in groups[name]:
+                holder[key] = None
+            size -= sizes[name]
+            gone.append(name)
+    return copy, gone
+
+
+def _arrays(value: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """Every list of numbers (of lists of ...) with its name, its holder and its key there."""
+    for key in value if isinstance(value, dict) else range(len(value)):
+        inner, step = value[key], "*" if isinstance(value, list) else str(key)
+        path = f"{name}.{step}" if name else step
+        first = inner
+        while isinstance(first, list) and first:
+            first = first[0]
+        if isinstance(inner, list) and inner and isinstance(first, int | float | None):
+            yield path, value, key
+        elif isinstance(inner, dict | list):
+            yield from _arrays(inner, path)
+
+
+def as_html(told: RenderableType) -> str:
+    """The tables of a result as they are in the terminal, for browsers."""
+    from rich.console import Group
+
+    if isinstance(told, Group):
+        return "".join(as_html(part) for part in told.renderables)
+    if not isinstance(told, Grid):
+        return f"<p>{escape(str(told))}</p>"
+    caption = f"<caption>{escape(told.title)}</caption>" if told.title else ""
+    heads = "".join(f'<th scope="col">{escape(named(name))}</th>' for name in told.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td><bdi>{escape(cell)}</bdi></td>" for cell in row) + "</tr>"
+        for row in told.rows
+    )
+    return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,8 +1,8 @@
-"""Pictures as inline SVG: heatmaps, bars, and heads with a token matrix.
+"""Pictures as HTML tables: heat maps and bars that fit any width and that a screen reader reads.
 
-Every mark carries the number it stands for: `data-of` names the array in the page's JSON,
-`data-at` the place in it ("2,0"), `data-value` the number itself. So a reader can hover, and a test
-can compare the picture with the JSON.
+Every mark carries the number it stands for: `data-of` (its own, or its table's) names the array in
+the page's JSON, `data-at` the place in it ("2,0"), `data-value` the number itself. So a reader can
+point at it, and a test can compare the picture with the JSON. Colours are in page_style.py.
 """
 
 from __future__ import annotations
@@ -11,147 +11,164 @@ import math
 import unicodedata
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.explain.result import plain
+from bertkit.explain.wording import say
 
-# Of one Latin character at the pages' 12 pixels; a Chinese one takes two.
-CHARACTER = 7.6
-CELL = 22
-MOST_LABEL = 22  # Latin characters; longer ones are cut
 Array = NDArray[Any]
+# Characters of a label; longer ones are cut, and whole in the numbers beneath.
+MOST_LABEL = 120
+# Rows of bars beyond which they are folded.
+MOST_ROWS = 40
 
 
-def width_of(text: str) -> int:
-    """In Latin characters."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def clipped(text: str, most: int = MOST_LABEL) -> str:
-    """With white space made visible, cut to a width."""
+def label_of(text: str) -> str:
+    """A user's text as HTML: white space made visible, in its own direction of writing."""
     text = " ".join(text.split()) or "␣"
-    if width_of(text) <= most:
-        return text
-    while width_of(text) >= most:
-        text = text[:-1]
-    return text + "…"
-
-
-def colour(value: float | None, most: float) -> str:
-    """White at 0; blue up to `most`, red down to minus `most`; grey where there is no number."""
-    if value is None or not math.isfinite(value):
-        return "#ddd"
-    share = min(abs(value) / most, 1.0) if most > 0 else 0.0
-    end = (11, 92, 173) if value >= 0 else (190, 30, 45)
-    red, green, blue = (round(255 - (255 - x) * share) for x in end)
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def ink(value: float | None, most: float) -> str:
-    """The colour of text on that."""
-    dark = value is not None and math.isfinite(value) and abs(value) > 0.55 * most
-    return "#fff" if dark else "#1b1f24"
+    return f"<bdi>{escape(text if len(text) <= MOST_LABEL else text[:MOST_LABEL] + '…')}</bdi>"
 
 
 def brief(value: Any) -> str:
-    """A number as a person reads it."""
-    if value is None:
+    """A number as a person reads it: three significant digits."""
+    if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
+def terse(value: float) -> str:
+    """A number for a small square: at most six characters of what is below 1."""
+    return (
+        f"{value:.2g}" if abs(value) >= 1e-3 or not value else f"{value:.0e}".replace("e-0", "e-")
+    )
+
+
+def percent(value: float | None) -> str:
+    """A share in whole percent."""
+    return "–" if value is None or not math.isfinite(value) else f"{round(100 * value)}"
+
+
 def layer_names(count: int) -> list[str]:
     """Names of `count` states, of which the first is what the embeddings give."""
-    return ["embeddings", *(f"layer {i}" for i in range(1, count))]
+    return [say("embeddings"), *(say("layer {n}", n=i) for i in range(1, count))]
 
 
-def _text(x: float, y: float, text: str, more: str = "") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}"{more}>{escape(text)}</text>'
+def share(value: float | None, most: float) -> float:
+    """How deep the colour of a number is, from 0 to 1."""
+    if value is None or not most > 0:
+        return 0.0
+    return min(abs(value) / most, 1.0)
 
 
-def _mark(of: str, at: Sequence[int], value: Any, shape: str, title: str) -> str:
-    shown = "" if value is None else repr(value)
-    place = ",".join(map(str, at))
-    return (
-        f'<g data-of="{escape(of)}" data-at="{place}" data-value="{shown}">'
-        f"<title>{escape(title)}</title>{shape}</g>"
-    )
+def mark(at: Sequence[int], value: Any) -> str:
+    """The attributes that tell which number is shown."""
+    return f'data-at="{",".join(map(str, at))}" data-value="{"" if value is None else repr(value)}"'
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str], more: str = "") -> str:
-    return (
-        f'<div class="wide"><svg {more}role="img" aria-label="{escape(label)}" '
-        f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}">'
-        + "".join(parts)
-        + "</svg></div>"
-    )
+def scale(
+    most: float, known: Sequence[float], what: str, figure: Callable[[Any], str] = brief
+) -> str:
+    """The legend of a scale of colours to `most`, and from -`most` where numbers are below 0."""
+    below = any(value < 0 for value in known)
+    above = not below or any(value > 0 for value in known)
+    told = f'{figure(-most)} <i class="below"></i> 0 ' if below else "0 "
+    if above:
+        told += f'<i class="above"></i> <span class="high">{figure(most)}</span> '
+    return f'<p class="scale">{told}<span>{escape(what)}</span></p>'
 
 
-def heatmap(
+class Look(NamedTuple):
+    """How a heat map looks.
+
+    Attributes:
+        scale: what the colour is, for the legend.
+        words: what stands in the cell at (row, column), above the figure; None: the figure alone.
+        figure: how a number is written in its cell.
+        most: the number of the deepest colour; None: the largest there is.
+        square: cells are small squares, as between tokens; figures where there is room.
+        outlined: cells that stand out.
+        name: the id of the table, for scripts.
+    """
+
+    scale: str
+    words: Callable[[int, int], str] | None = None
+    figure: Callable[[Any], str] = brief
+    most: float | None = None
+    square: bool = False
+    outlined: Callable[[int, int], bool] = lambda i, j: False
+    name: str = ""
+
+
+def heat(
     of: str,
     values: Array,
     rows: Sequence[str],
     columns: Sequence[str],
+    look: Look,
     *,
-    texts: Callable[[int, int], str] | None = None,
-    most: float | None = None,
     places: Sequence[int] = (),
-    mark: Callable[[int, int], str] = lambda i, j: "",
-    name: str = "",
+    turned: bool = False,
 ) -> str:
-    """Squares whose colour is a number; rows below each other.
+    """Cells whose colour is a number: blue above 0, orange below.
 
     Args:
         of: the name of the array in the page's JSON.
         values: [R, C].
         rows: R labels.
-        columns: C labels; written upwards where they are wide.
-        texts: what stands in the square at (row, column); None: nothing.
-        most: the number of the deepest colour; None: the largest there is.
+        columns: C labels.
+        look: of the cells.
         places: the index of `values` in the array of the JSON, where it is a part of that.
-        mark: attributes to add to a square, for scripts.
-        name: the id of the picture, for scripts.
+        turned: the array of the JSON is [C, R].
     """
     numbers: list[list[Any]] = plain(np.asarray(values))
-    finite = [abs(v) for row in numbers for v in row if v is not None]
-    top = most if most is not None else max(finite, default=0.0)
-    labels, heads = [clipped(r) for r in rows], [clipped(c) for c in columns]
-    inside = [[texts(i, j) if texts else "" for j in range(len(heads))] for i in range(len(labels))]
-    widest = max((width_of(t) for row in inside for t in row), default=0)
-    cell = max(CELL, widest * CHARACTER + 8)
-    left = max(map(width_of, labels), default=0) * CHARACTER + 10
-    upright = any(width_of(head) * CHARACTER > cell for head in heads)
-    above = (max(map(width_of, heads), default=0) * CHARACTER if upright else 14) + 8
-    parts = []
-    for j, head in enumerate(heads):
-        x = left + cell * (j + 0.5)
-        turn = (
-            f' transform="rotate(-90 {x + 4:.0f} {above - 6:.0f})"'
-            if upright
-            else (' text-anchor="middle"')
-        )
-        parts.append(_text(x + 4 if upright else x, above - 6, head, turn))
-    for i, label in enumerate(labels):
-        y = above + CELL * i
-        parts.append(_text(left - 6, y + 15, label, ' text-anchor="end"'))
-        for j, head in enumerate(heads):
-            value, x = numbers[i][j], left + cell * j
-            shape = (
-                f'<rect x="{x:.0f}" y="{y}" width="{cell - 1:.0f}" height="{CELL - 1}" '
-                f'fill="{colour(value, top)}"{mark(i, j)}/>'
-            )
-            if inside[i][j]:
-                look = f' text-anchor="middle" fill="{ink(value, top)}" pointer-events="none"'
-                shape += _text(x + cell / 2, y + 15, inside[i][j], look)
-            title = f"{label} · {head}: {brief(value)}"
-            parts.append(_mark(of, (*places, i, j), value, shape, title))
-    more = f'id="{name}" data-most="{top!r}" ' if name else ""
-    return _svg(left + cell * len(heads) + 2, above + CELL * len(labels) + 4, of, parts, more)
+    known = [v for row in numbers for v in row if v is not None]
+    most = look.most if look.most is not None else max(map(abs, known), default=0.0)
+    heads = "".join(f'<th scope="col">{label_of(c)}</th>' for c in columns)
+    lines = []
+    for i, row in enumerate(rows):
+        cells = [
+            _cell((*places, *((j, i) if turned else (i, j))), numbers[i][j], most, look, i, j)
+            for j in range(len(columns))
+        ]
+        lines.append(f'<tr><th scope="row">{label_of(row)}</th>{"".join(cells)}</tr>')
+    kind = "heat"
+    if look.square:
+        # Beside many others a figure has no room; it is told where one points, and on demand.
+        kind += " square" + (" dense" if len(columns) > 14 else "")
+        kind += " up" if max(map(width_of, columns), default=0) > 3 else ""
+    name = f' id="{look.name}"' if look.name else ""
+    table = (
+        f'<div class="wide" tabindex="0"><table{name} class="{kind}" data-of="{escape(of)}" '
+        f'style="--n:{len(columns)}"><thead><tr><td></td>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+    ask = ""
+    if look.square:
+        ask = f'<label class="ask"><input type="checkbox"> {escape(say("figures"))}</label>'
+    return f'<div class="map">{scale(most, known, look.scale, look.figure)}{ask}{table}</div>'
+
+
+def _cell(at: Sequence[int], value: Any, most: float, look: Look, i: int, j: int) -> str:
+    kinds = [
+        *(["x"] if value is None else ["n"] if value < 0 else []),
+        *(["o"] if look.outlined(i, j) else []),
+    ]
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
+    word = f"<b>{label_of(look.words(i, j))}</b>" if look.words else ""
+    return (
+        f'<td {mark(at, value)}{kind} style="--s:{share(value, most):.3g}">'
+        f"{word}<span>{escape(look.figure(value))}</span></td>"
+    )
+
+
+def width_of(text: str) -> int:
+    """In Latin characters."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def bars(of: str, values: Sequence[float] | Array, labels: Sequence[str]) -> str:
@@ -162,105 +179,7 @@ def bars(of: str, values: Sequence[float] | Array, labels: Sequence[str]) -> str
         values: [R].
         labels: R of them.
     """
-    numbers: list[Any] = plain(np.asarray(values))
-    finite = [v for v in numbers if v is not None]
-    high, low = max([0.0, *finite]), min([0.0, *finite])
-    names = [clipped(label, 16) for label in labels]
-    left = max(map(width_of, names), default=0) * CHARACTER + 8
-    room = 150.0
-    scale = room / (high - low) if high > low else 0.0
-    zero = left - low * scale
-    parts = []
-    for i, (name, value) in enumerate(zip(names, numbers, strict=True)):
-        y = CELL * i + 2
-        length = abs(value) * scale if value is not None else 0.0
-        x = zero - length if value is not None and value < 0 else zero
-        fill = "#0b5cad" if value is None or value >= 0 else "#be1e2d"
-        shape = (
-            f'<rect x="{x:.1f}" y="{y}" width="{length:.1f}" height="{CELL - 5}" fill="{fill}"/>'
-        )
-        shape += _text(left - 6, y + 13, name, ' text-anchor="end"')
-        shape += _text(left + room + 6, y + 13, brief(value))
-        parts.append(_mark(of, (i,), value, shape, f"{labels[i]}: {brief(value)}"))
-    return _svg(left + room + 60, CELL * len(names) + 6, of, parts)
-
-
-PICKER = """
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const choice = document.getElementById("head"), kind = document.getElementById("kind");
-  const matrix = document.getElementById("matrix");
-  const shade = (value, most) => {
-    const share = most > 0 ? Math.min(Math.abs(value) / most, 1) : 0;
-    const mix = end => Math.round(255 - (255 - end) * share);
-    return `rgb(${mix(11)},${mix(92)},${mix(173)})`;
-  };
-  const show = () => {
-    const [layer, head] = choice.value.split(",").map(Number);
-    const values = data[kind.value][layer][head];
-    const most = Math.max(...values.map(row => Math.max(...row)));
-    for (const mark of matrix.querySelectorAll("[data-at]")) {
-      const [row, column] = mark.dataset.at.split(",").slice(-2).map(Number);
-      const value = values[row][column];
-      mark.dataset.of = kind.value;
-      mark.dataset.at = [layer, head, row, column].join();
-      mark.dataset.value = value;
-      mark.querySelector("rect").setAttribute("fill", shade(value, most));
-      const title = mark.querySelector("title");
-      title.textContent = title.textContent.replace(/: [^:]*$/, ": " + value.toPrecision(3));
-    }
-    for (const square of document.querySelectorAll("[data-head]"))
-      square.parentNode.classList.toggle("chosen", square.dataset.head === choice.value);
-  };
-  for (const square of document.querySelectorAll("[data-head]"))
-    square.addEventListener("click", () => { choice.value = square.dataset.head; show(); });
-  choice.addEventListener("change", show);
-  kind.addEventListener("change", show);
-  show();
-})();
-"""
-
-
-def head_grid(of: str, values: Array) -> str:
-    """A square for each head, [L, N]; one that is clicked is shown by `token_matrix`."""
-    layers, heads = values.shape
-    return heatmap(
-        of,
-        values,
-        [f"layer {i + 1}" for i in range(layers)],
-        [str(j + 1) for j in range(heads)],
-        mark=lambda i, j: f' data-head="{i},{j}"',
-    )
-
-
-def token_matrix(kinds: Sequence[tuple[str, str]], maps: Array, labels: Sequence[str]) -> str:
-    """One head's [S, S] numbers, from each token (row) to each (column), with a choice of heads.
-
-    Without scripts, and before a choice, it is the first head of the first layer.
-
-    Args:
-        kinds: (name in the page's JSON, name for people) of arrays of [L, N, S, S]; the first is
-            shown at first.
-        maps: the first of these arrays.
-        labels: S of them.
-    """
-    layers, heads = maps.shape[:2]
-    options = "".join(
-        f'<option value="{i},{j}">layer {i + 1}, head {j + 1}</option>'
-        for i in range(layers)
-        for j in range(heads)
-    )
-    choices = "".join(f'<option value="{escape(k)}">{escape(name)}</option>' for k, name in kinds)
-    picture = heatmap(kinds[0][0], maps[0, 0], labels, labels, places=(0, 0), name="matrix")
-    # The page's JSON stands behind this script; both are there when the page is loaded.
-    script = f'<script>window.addEventListener("DOMContentLoaded", () => {{{PICKER}}});</script>'
-    return (
-        f'<select id="head" aria-label="head">{options}</select>'
-        f'<select id="kind" aria-label="what is shown">{choices}</select>{picture}{script}'
-    )
-
-
-SERIES = ("#0b5cad", "#c77700", "#5a7d2a", "#7a4fa3")
+    return grouped_bars([(of, "", values)], labels)
 
 
 def grouped_bars(
@@ -277,89 +196,65 @@ def grouped_bars(
     """
     numbers: list[list[Any]] = [plain(np.asarray(values)) for _, _, values in series]
     spreads = np.nan_to_num(np.array(errors)) if len(errors) else np.zeros((len(series), 1))
-    reach = np.array(numbers, dtype=float)
-    high = np.nanmax(reach + spreads, initial=0.0)
-    low = np.nanmin(reach - spreads, initial=0.0)
-    names = [clipped(label, 16) for label in labels]
-    heads = [clipped(name, 30) for _, name, _ in series]
-    left = max(map(width_of, names), default=0) * CHARACTER + 8
-    room, thick = 150.0, 13
-    scale = room / (high - low) if high > low else 0.0
-    zero, top = left - low * scale, 18 * len(series) + 6
-    parts = []
-    for k, head in enumerate(heads):
-        parts.append(f'<rect x="4" y="{18 * k + 4}" width="12" height="11" fill="{SERIES[k]}"/>')
-        parts.append(_text(22, 18 * k + 14, head))
+    reach = np.array(numbers, dtype=float).reshape(len(series), -1)
+    high = float(np.nanmax(reach + spreads, initial=0.0))
+    low = float(np.nanmin(reach - spreads, initial=0.0))
+    wide = (high - low) or 1.0
+
+    def stretch(tag: str, a: float, b: float, kind: str) -> str:
+        left, right = sorted((100 * (a - low) / wide, 100 * (b - low) / wide))
+        return f'<{tag} class="{kind}" style="left:{left:.2f}%;width:{right - left:.2f}%"></{tag}>'
+
+    groups = []
     for i, label in enumerate(labels):
-        group = top + i * (thick * len(series) + 9)
-        middle = group + thick * len(series) / 2 + 4
-        parts.append(_text(left - 6, middle, names[i], ' text-anchor="end"'))
-        for k, (of, head, _) in enumerate(series):
-            value, y = numbers[k][i], group + thick * k
-            end = zero + (value or 0.0) * scale
-            shape = (
-                f'<rect x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" '
-                f'height="{thick - 2}" fill="{SERIES[k]}"/>'
+        short = ' class="short"' if width_of(label) <= 18 else ""
+        head = f'<th scope="rowgroup" rowspan="{len(series)}"{short}>{label_of(label)}</th>'
+        rows = []
+        for k, (of, _, _) in enumerate(series):
+            value = numbers[k][i]
+            kind = f"c{k}" if len(series) > 1 else "c0" if (value or 0.0) >= 0 else "below"
+            drawn = stretch("i", 0.0, value or 0.0, kind)
+            told = brief(value)
+            if len(errors) and value is not None and math.isfinite(error := float(errors[k][i])):
+                drawn += stretch("u", value - error, value + error, "")
+                told += f" ± {brief(error)}"
+            drawn += stretch("s", 0.0, 0.0, "")
+            rows.append(
+                f'<tr data-of="{escape(of)}" {mark((i,), value)}>{"" if k else head}'
+                f'<td class="bar" aria-hidden="true">{drawn}</td><td class="num">{told}</td></tr>'
             )
-            spread = float(errors[k][i]) * scale if errors else math.nan
-            if math.isfinite(spread):
-                shape += (
-                    f'<path d="M{end - spread:.1f} {y + 5.5}H{end + spread:.1f}" stroke="#1b1f24"/>'
-                )
-            shape += _text(left + room + 14, y + 10, brief(value))
-            parts.append(_mark(of, (i,), value, shape, f"{label} · {head}: {brief(value)}"))
-    height = top + len(labels) * (thick * len(series) + 9)
-    width = max(left + room + 70, 30 + max(map(width_of, heads), default=0) * CHARACTER)
-    return _svg(width, height, series[0][0], parts)
+        groups.append(f"<tbody>{''.join(rows)}</tbody>")
+    keys = legend([name for _, name, _ in series]) if len(series) > 1 else ""
+    table = f'{keys}<table class="bars">{"".join(groups)}</table>'
+    if len(labels) <= MOST_ROWS:
+        return table
+    fold = say("All {n} rows", n=f"{len(labels):,}")
+    return f"<details><summary>{escape(fold)}</summary>{table}</details>"
 
 
-LINES = ("#0b5cad", "#be1e2d", "#5a7d2a", "#c77700", "#7a4fa3", "#57606a")
+def legend(names: Sequence[str]) -> str:
+    """Which colour is what."""
+    keys = (f'<li><i class="c{k}"></i>{label_of(name)}</li>' for k, name in enumerate(names))
+    return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
-def lines(
-    of: str,
-    values: Array,
-    labels: Sequence[str],
-    places: Sequence[float],
-    ticks: Sequence[str],
-) -> str:
-    """Up to six lines over places on one scale; where a number is missing, a line is broken.
+def coloured_text(of: str, values: Array, words: Sequence[str], gaps: Sequence[str]) -> str:
+    """Running text, blue behind words above 0 and orange behind words below.
 
     Args:
-        of: the name of the array in the page's JSON.
-        values: [R, C].
-        labels: R names of lines.
-        places: C ascending numbers, such as steps.
-        ticks: C names of places; the first and the last are written.
+        of: the name of the numbers in the page's JSON, as `bars` takes it.
+        values: [R].
+        words: R of them.
+        gaps: R + 1 stretches of text: before the first word, between words, behind the last.
     """
-    numbers: list[list[Any]] = plain(np.asarray(values))
-    finite = [v for row in numbers for v in row if v is not None] or [0.0]
-    low, high = min(finite), max(finite)
-    left, wide, tall, top = 58.0, 250.0, 150.0, 18.0 * len(labels) + 10
-    across = wide / ((places[-1] - places[0]) or 1.0)
-    up = tall / (high - low) if high > low else 0.0
-    parts = [f'<path d="M{left - 6} {top}v{tall + 6}h{wide + 12}" fill="none" stroke="#57606a"/>']
-    for value, y in {low: top + tall, high: top}.items():
-        parts.append(_text(left - 10, y + 4, brief(value), ' text-anchor="end"'))
-    parts.append(_text(left, top + tall + 22, clipped(ticks[0], 14)))
-    if len(ticks) > 1:
-        end = _text(left + wide, top + tall + 22, clipped(ticks[-1], 14), ' text-anchor="end"')
-        parts.append(end)
-    for i, label in enumerate(labels):
-        ink_of = LINES[i]
-        parts.append(f'<rect x="4" y="{18 * i + 4}" width="12" height="11" fill="{ink_of}"/>')
-        parts.append(_text(22, 18 * i + 14, clipped(label, 36)))
-        way, pen = "", "M"
-        for j, value in enumerate(numbers[i]):
-            x, y = left + (places[j] - places[0]) * across, top + tall
-            if value is None:
-                pen = "M"
-                parts.append(_mark(of, (i, j), None, "", f"{label} · {ticks[j]}: –"))
-                continue
-            y -= (value - low) * up
-            way, pen = f"{way}{pen}{x:.1f} {y:.1f}", "L"
-            dot = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{ink_of}"/>'
-            parts.append(_mark(of, (i, j), value, dot, f"{label} · {ticks[j]}: {brief(value)}"))
-        parts.append(f'<path d="{way}" fill="none" stroke="{ink_of}" stroke-width="1.5"/>')
-    widest = max(map(width_of, (clipped(label, 36) for label in labels)), default=0)
-    return _svg(max(left + wide + 20, 30 + widest * CHARACTER), top + tall + 32, of, parts)
+    numbers: list[Any] = plain(np.asarray(values))
+    known = [value for value in numbers if value is not None]
+    most = max(map(abs, known), default=0.0)
+    parts = [escape(gaps[0])]
+    for i, (word, value) in enumerate(zip(words, numbers, strict=True)):
+        kind = ' class="n"' if (value or 0.0) < 0 else ""
+        look = f'style="--s:{share(value, most):.3g}" title="{brief(value)}"'
+        parts.append(f"<span {mark((i,), value)}{kind} {look}>{escape(word)}</span>")
+        parts.append(escape(gaps[i + 1]))
+    text = f'<p class="text" dir="auto" data-of="{escape(of)}">{"".join(parts)}</p>'
+    return scale(most, known, "") + text

@@ -34,6 +34,7 @@ from bertkit.explain.pictures import bars, grouped_bars, layer_names
 from bertkit.explain.probe_training import ProbeSettings, train_probes
 from bertkit.explain.result import Floats, Result
 from bertkit.explain.tables import grid
+from bertkit.explain.wording import named, say
 from bertkit.tasks.records import Row
 
 if TYPE_CHECKING:
@@ -93,12 +94,17 @@ class ProbeResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        what = "words" if self.task == "tag" else "texts"
-        kind = f"{self.hidden} hidden units" if self.hidden else "linear"
-        return (
-            f"Probe ({kind}): {len(self.labels)} labels of {what}, learned from "
-            f"{self.train_rows:,} of {self.train_total:,}, checked on {self.dev_rows:,} of "
-            f"{self.dev_total:,}"
+        kind = say("{n} hidden units", n=self.hidden) if self.hidden else say("linear")
+        return say(
+            "Probe ({kind}): {labels} labels of {what}, learned from {n} of {all_n}, checked on "
+            "{m} of {all_m}",
+            kind=kind,
+            labels=len(self.labels),
+            what=named("words" if self.task == "tag" else "texts"),
+            n=f"{self.train_rows:,}",
+            all_n=f"{self.train_total:,}",
+            m=f"{self.dev_rows:,}",
+            all_m=f"{self.dev_total:,}",
         )
 
     def table(self) -> RenderableType:
@@ -116,17 +122,19 @@ class ProbeResult(Result):
         """Accuracy, control and selectivity of each layer; macro F1."""
         names = layer_names(len(self.accuracy))
         series = [
-            ("accuracy", "accuracy", self.accuracy),
-            ("control", "control", self.control),
-            ("selectivity", "selectivity", self.selectivity),
+            ("accuracy", say("accuracy"), self.accuracy),
+            ("control", say("control"), self.control),
+            ("selectivity", say("selectivity"), self.selectivity),
         ]
-        kind = "word" if self.task == "tag" else "first word of a text"
-        note = (
-            f"A probe reads: {self.reads}. Always saying the commonest label is right in "
-            f"{self.majority:.3f} of the cases. Control: each {kind} has one fixed random label."
+        note = say(
+            "A probe reads: {reads}. Always saying the commonest label is right in {majority} of "
+            "the cases. Control: each {kind} has one fixed random label.",
+            reads=named(self.reads),
+            majority=f"{self.majority:.3f}",
+            kind=named("word" if self.task == "tag" else "first word of a text"),
         )
         return [
-            Section("What can be read off each layer", grouped_bars(series, names), note),
+            Section(say("What can be read off each layer"), grouped_bars(series, names), note),
             Section("Macro F1", bars("macro_f1", self.macro_f1, names)),
         ]
 

@@ -32,8 +32,9 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars
 from bertkit.explain.questions import Given, asked_batches, head_of
-from bertkit.explain.result import Result
+from bertkit.explain.result import Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,9 +114,12 @@ class PruneResult(Result):
     def title(self) -> str:
         """What was done."""
         before, after = self.sizes
-        return (
-            f"Pruned: {self.folder}, {before.parameters:,} -> {after.parameters:,} parameters "
-            f"({after.parameters / before.parameters:.1%})"
+        return say(
+            "Pruned: {folder}, {n} -> {m} parameters ({share})",
+            folder=self.folder,
+            n=f"{before.parameters:,}",
+            m=f"{after.parameters:,}",
+            share=f"{after.parameters / before.parameters:.1%}",
         )
 
     def table(self) -> RenderableType:
@@ -137,21 +141,29 @@ class PruneResult(Result):
         return grid(self.title(), ("", "before", "after"), rows, texts=("after",))
 
     def _dropped(self) -> str:
-        return ", ".join(map(str, self.layers)) or "none"
+        return ", ".join(map(str, self.layers)) or say("none")
 
     def sections(self) -> list[Section]:
         """Size and loss, before and after."""
-        names = [size.model for size in self.sizes]
+        names = [named(size.model) for size in self.sizes]
         drawn = bars("sizes.*.parameters", [size.parameters for size in self.sizes], names)
-        note = (
-            f"Dropped layers: {self._dropped()}; feed-forwards {self.sizes[0].width:,} -> "
-            f"{self.sizes[1].width:,} wide; {len(self.heads)} heads zeroed."
+        note = say(
+            "Dropped layers: {layers}; feed-forwards {before} -> {after} wide; {heads} heads "
+            "zeroed.",
+            layers=self._dropped(),
+            before=f"{self.sizes[0].width:,}",
+            after=f"{self.sizes[1].width:,}",
+            heads=len(self.heads),
         )
-        found = [Section("Parameters", drawn, note)]
+        found = [Section(say("Parameters"), drawn, note)]
         if self.lost is not None:
-            note = f"{self.lost.questions:,} {self.lost.asked} in {self.lost.texts:,} texts."
+            note = say(
+                "{asked} in {texts}.",
+                asked=counted(self.lost.questions, self.lost.asked),
+                texts=counted(self.lost.texts, "texts"),
+            )
             drawn = bars("lost.losses", list(self.lost.losses), names)
-            found.append(Section("Loss in nats", drawn, note))
+            found.append(Section(say("Loss in nats"), drawn, note))
         return found
 
 

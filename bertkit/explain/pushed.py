@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief, heatmap, layer_names
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.page import MOST_PARTS, Section, rest
+from bertkit.explain.pictures import Look, bars, heat, layer_names, percent
+from bertkit.explain.result import Floats, Result, masked_in
 from bertkit.explain.tables import Grid, digits
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,7 +114,7 @@ class PushResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Pushed vectors: {' / '.join(self.texts)}"
+        return say("Pushed vectors: {texts}", texts=" / ".join(self.texts))
 
     def table(self) -> RenderableType:
         """A table a position, a row a layer and direction."""
@@ -123,11 +124,12 @@ class PushResult(Result):
 
     def sections(self) -> list[Section]:
         """For each direction the target's probability, layer by step; the same at random."""
-        return [
+        found = [
             section
-            for i, at in enumerate(self.positions)
+            for i, at in enumerate(self.positions[:MOST_PARTS])
             for section in _sections(at, f"positions.{i}", self.steps)
         ]
+        return [*found, *rest(self.positions)]
 
 
 def _table(at: PushedAt, steps: Sequence[float]) -> RenderableType:
@@ -165,43 +167,44 @@ def step_names(steps: Sequence[float]) -> list[str]:
 
 def _sections(at: PushedAt, where: str, steps: Sequence[float]) -> list[Section]:
     rows, columns = layers_of(at.layers), step_names(steps)
-    what = f"Probability of {at.target} at {at.label}"
-    note = (
+    what = say("Probability of {target} at {at}", target=at.target, at=at.label)
+    note = say(
         "A row a layer, a column a step in lengths of the vector; in the squares the likeliest "
-        f"word. Without a push {at.names[0][0][steps.index(0.0)][0]} is the likeliest."
+        "word, and the probability of {target}, framed where it is the likeliest. Without a push "
+        "{word} is.",
+        target=at.target,
+        word=at.names[0][0][steps.index(0.0)][0],
     )
+    most = float(max(at.probability.max(), at.control.probability.max()))
     found = []
     for r, direction in enumerate(at.directions):
-        picture = heatmap(
-            f"{where}.probability",
-            at.probability[r],
-            rows,
-            columns,
-            texts=lambda n, k, r=r: at.names[r][n][k][0],  # type: ignore[misc]
-            most=1.0,
-            places=(r,),
+        look = Look(
+            say("probability"),
+            lambda n, k, r=r: at.names[r][n][k][0],  # type: ignore[misc]
+            most=most,
+            outlined=lambda n, k, r=r: at.names[r][n][k][0] == at.target,  # type: ignore[misc]
         )
-        found.append(Section(f"{what}: {direction}", picture, note))
-    control = heatmap(
-        f"{where}.control.probability",
-        at.control.probability,
-        rows,
-        columns,
-        texts=lambda n, k: f"{at.control.flips[n, k]:.0%}",
-        most=1.0,
+        of = f"{where}.probability"
+        picture = heat(of, at.probability[r], rows, columns, look, places=(r,))
+        found.append(Section(f"{what}: {named(direction)}", picture, note))
+    look = Look(
+        say("probability"),
+        lambda n, k: say("{n} % changed", n=percent(float(at.control.flips[n, k]))),
+        most=most,
     )
-    note = (
-        "The control: mean over random directions; in the squares the share of them that change "
-        "the likeliest word."
+    control = heat(f"{where}.control.probability", at.control.probability, rows, columns, look)
+    note = say(
+        "The control: mean over random directions; above, the share of them that change the "
+        "likeliest word."
     )
-    found.append(Section(f"{what}: random", control, note))
+    found.append(Section(f"{what}: {named('random')}", control, note))
     if at.singular_values.shape[1]:
         drawn = bars(f"{where}.singular_values.*.0", at.singular_values[:, 0], rows)
-        note = (
+        note = say(
             "The largest singular value of d logits / d vector, by layer: the logits less their "
             "mean move by so much for a push of length 1, at first."
         )
-        found.append(Section(f"How sensitive the answer at {at.label} is", drawn, note))
+        found.append(Section(say("How sensitive the answer at {at} is", at=at.label), drawn, note))
     return found
 
 
@@ -239,8 +242,7 @@ class PushCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        positions = counted(self.positions, "masked positions")
-        return f"Pushed vectors: {positions} of {counted(self.texts, 'texts')}"
+        return say("Pushed vectors: {texts}", texts=masked_in(self.positions, self.texts))
 
     def table(self) -> RenderableType:
         """A row a layer and kind of direction."""
@@ -264,23 +266,19 @@ class PushCorpusResult(Result):
         """KL and flips of both kinds, in the same colours."""
         rows, columns = layers_of(self.layers), step_names(self.steps)
         most = float(max(self.random_kl.max(), self.singular_kl.max()))
+        note = say("A row a layer, a column a step in lengths of the vector.")
         found = []
         for kind, name in (("singular", "largest singular direction"), ("random", "random")):
-            for figure, what, top in (
-                ("kl", "KL of the answer in nats", most),
-                ("flips", "How often the likeliest word changes", 1.0),
+            for figure, what, look in (
+                ("kl", say("KL of the answer in nats"), Look(say("nats"), most=most)),
+                (
+                    "flips",
+                    say("How often the likeliest word changes"),
+                    Look(say("share"), most=1.0),
+                ),
             ):
                 of = f"{kind}_{figure}"
-                values: Floats = getattr(self, of)
-                drawn = heatmap(
-                    of,
-                    values,
-                    rows,
-                    columns,
-                    texts=lambda n, k, values=values: brief(float(values[n, k])),  # type: ignore[misc]
-                    most=top,
-                )
-                note = "A row a layer, a column a step in lengths of the vector."
-                found.append(Section(f"{what}: {name}", drawn, note))
+                drawn = heat(of, getattr(self, of), rows, columns, look)
+                found.append(Section(f"{what}: {named(name)}", drawn, note))
         drawn = bars("singular_value", self.singular_value, rows)
-        return [*found, Section("Mean of the largest singular value", drawn)]
+        return [*found, Section(say("Mean of the largest singular value"), drawn)]

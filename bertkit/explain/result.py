@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.checkpoint.files import write_atomically
+from bertkit.explain.wording import language_of, say, speaking, spoken
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from bertkit.explain.page import Section
+    from bertkit.explain.wording import Language
 
 Floats = NDArray[np.floating[Any]]
 
@@ -69,13 +71,31 @@ class Result(ABC):
             everything: dict[str, Any] = {"json": np.array(told), **arrays}
             np.savez_compressed(file, **everything)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
-        """One file that needs no network: pictures, and the numbers of `to_dict` inside."""
-        from bertkit.explain.page import html_page
+    def to_html(self, path: str | os.PathLike[str], language: Language | None = None) -> None:
+        """One file that needs no network: pictures, and the numbers of `to_dict` inside.
 
-        cautions = (self.caution, self.caution_zh)
-        text = html_page(self.title(), cautions, self.sections(), self.to_dict())
+        Args:
+            path: of the file.
+            language: "en" or "zh"; None: that of the texts in the result, English where it has
+                none.
+        """
+        from bertkit.explain.page import as_html, html_page
+
+        with speaking(language or self.language() or "en"):
+            text = html_page(
+                self.title(),
+                self.caution_zh if spoken() == "zh" else self.caution,
+                self.sections(),
+                self.to_dict(),
+                model=str(getattr(self, "model", "")),
+                numbers=as_html(self.table()),
+            )
         write_atomically(Path(path), text.encode())
+
+    def language(self) -> Language | None:
+        """Of the texts that were asked about; None where the result does not hold any."""
+        names = ("text", "texts", "clean", "least", "wrong", "labels")
+        return language_of(_strings([getattr(self, name, None) for name in names]))
 
     @abstractmethod
     def title(self) -> str:
@@ -103,8 +123,28 @@ class Result(ABC):
 
 def counted(count: int, names: str) -> str:
     """A number with what it counts: "3 texts", "1 text", "1 label of texts"."""
+    if spoken() == "zh":
+        return say(f"{{n}} {names}", n=f"{count:,}")
     head, of, rest = names.partition(" of ")
     return f"{count:,} {head.removesuffix('s') if count == 1 else head}{of}{rest}"
+
+
+def masked_in(positions: int, texts: int) -> str:
+    """How many masked positions of how many texts."""
+    where = counted(texts, "texts")
+    return say("{at} in {texts}", at=counted(positions, "masked positions"), texts=where)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text inside of a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _strings(getattr(value, field.name))
 
 
 def plain(value: Any) -> Any:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from bertkit.errors import DataError
 from bertkit.explain.opening import Model, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief
+from bertkit.explain.pictures import bars, brief, coloured_text, grouped_bars
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import say
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.score import Method, ScoredText, Scorer, WordScore
 
@@ -74,7 +75,7 @@ class ScoreResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Score: {self.text}"
+        return say("Score: {text}", text=self.text)
 
     def table(self) -> RenderableType:
         """A row a word."""
@@ -88,13 +89,23 @@ class ScoreResult(Result):
         return grid(title, ("word", "log-probability", "probability"), rows)
 
     def sections(self) -> list[Section]:
-        """A bar a word."""
+        """The text in the colours of its scores, and a bar a word."""
         values = np.array([word.score for word in self.words])
-        drawn = bars("words.*.score", values, [word.word for word in self.words])
-        note = (
-            f"Together {self.score:.4f} nats. A long bar is a word that the model did not expect."
+        words = [word.word for word in self.words]
+        ends = [0, *(word.end for word in self.words)]
+        gaps = [self.text[end : word.start] for end, word in zip(ends, self.words, strict=False)]
+        drawn = coloured_text("words.*.score", values, words, [*gaps, self.text[ends[-1] :]])
+        note = say(
+            "Together {score} nats; pseudo-perplexity {perplexity}. Deep colour and a long bar: a "
+            "word that the model did not expect.",
+            score=f"{self.score:.4f}",
+            perplexity=brief(self.pseudo_perplexity),
         )
-        return [Section("Log-probability of each word in nats", drawn, note)]
+        heading = say("Log-probability of each word in nats")
+        return [
+            Section(heading, drawn, note),
+            Section(say("Word by word"), bars("words.*.score", values, words)),
+        ]
 
 
 class TextScore(NamedTuple):
@@ -131,7 +142,7 @@ class ScoreCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"Scores of {counted(len(self.scores), 'texts')}"
+        return say("Scores of {texts}", texts=counted(len(self.scores), "texts"))
 
     def table(self) -> RenderableType:
         """The texts least expected."""
@@ -152,8 +163,14 @@ class ScoreCorpusResult(Result):
             np.array([text.score for text in self.least]),
             [text.text for text in self.least],
         )
-        note = "By the mean of a token, worst first; the bars are sums in nats."
-        return [Section("The texts least expected", drawn, note)]
+        note = say(
+            "Of all {n} texts, the {m} with the lowest mean of a token, worst first; the bars are "
+            "sums in nats. Pseudo-perplexity of all: {perplexity}.",
+            n=f"{len(self.scores):,}",
+            m=len(self.least),
+            perplexity=brief(self.pseudo_perplexity),
+        )
+        return [Section(say("The texts least expected"), drawn, note)]
 
 
 def score(model: Model, text: str, *, method: Method = "within-word") -> ScoreResult:
@@ -272,7 +289,11 @@ class PairsResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"{counted(self.pairs, 'minimal pairs')}: {self.accuracy:.1%} right"
+        return say(
+            "{pairs}: {share} right",
+            pairs=counted(self.pairs, "minimal pairs"),
+            share=f"{self.accuracy:.1%}",
+        )
 
     def table(self) -> RenderableType:
         """A row a kind."""
@@ -283,17 +304,22 @@ class PairsResult(Result):
 
     def sections(self) -> list[Section]:
         """Accuracy by kind, and the worst mistakes."""
-        right = bars(
-            "kinds.*.accuracy",
-            np.array([kind.accuracy for kind in self.kinds]),
-            [kind.kind or "all" for kind in self.kinds],
-        )
-        found = [Section("Share of pairs decided rightly", right)]
+        kinds = [f"{kind.kind or say('all')} ({kind.pairs:,})" for kind in self.kinds]
+        right = bars("kinds.*.accuracy", np.array([kind.accuracy for kind in self.kinds]), kinds)
+        found = [Section(say("Share of pairs decided rightly"), right)]
         if self.wrong:
-            lost = np.array([pair.bad_score for pair in self.wrong])
-            drawn = bars("wrong.*.bad_score", lost, [pair.bad for pair in self.wrong])
-            note = "The bad texts that beat their good partners by most, with their scores."
-            found.append(Section("The worst mistakes", drawn, note))
+            drawn = grouped_bars(
+                [
+                    ("wrong.*.good_score", say("good"), [pair.good_score for pair in self.wrong]),
+                    ("wrong.*.bad_score", say("bad"), [pair.bad_score for pair in self.wrong]),
+                ],
+                [f"{pair.good} / {pair.bad}" for pair in self.wrong],
+            )
+            note = say(
+                "The bad texts that beat their good partners by most; scores in nats, a shorter "
+                "bar is likelier."
+            )
+            found.append(Section(say("The worst mistakes"), drawn, note))
         return found
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import brief, heatmap
+from bertkit.explain.pictures import Look, brief, heat, percent
 from bertkit.explain.pushed import layers_of
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import grid
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,16 +105,21 @@ class PatchResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        other = " / ".join(self.corrupt) or "with noise"
-        return f"Patched: {' / '.join(self.clean)} ← {other}"
+        other = " / ".join(self.corrupt) or say("with noise")
+        return say("Patched: {clean}", clean=f"{' / '.join(self.clean)} ← {other}")
 
     def summary(self) -> str:
         """Both runs in a sentence."""
-        return (
-            f"{self.target} against {self.against} at {self.label}: the logits differ by "
-            f"{brief(self.clean_difference)} in the clean run and by "
-            f"{brief(self.corrupt_difference)} in the corrupt one; its probability is "
-            f"{brief(self.clean_probability)} and {brief(self.corrupt_probability)}."
+        return say(
+            "{target} against {against} at {at}: the logits differ by {clean} in the clean run and "
+            "by {corrupt} in the corrupt one; its probability is {p} and {q}.",
+            target=self.target,
+            against=self.against,
+            at=self.label,
+            clean=brief(self.clean_difference),
+            corrupt=brief(self.corrupt_difference),
+            p=brief(self.clean_probability),
+            q=brief(self.corrupt_probability),
         )
 
     def table(self) -> RenderableType:
@@ -121,29 +127,38 @@ class PatchResult(Result):
         from rich.console import Group
         from rich.text import Text
 
-        line = f"{self.summary()} % of that difference restored:"
+        line = f"{self.summary()} {say('% of that difference restored:')}"
         return Group(Text(line), *(_table(one, self.columns) for one in self.sites))
 
     def sections(self) -> list[Section]:
-        """Layer by position: what comes back."""
+        """Position by layer: what comes back."""
+        note = say(
+            "In the squares % of that difference restored by the clean state of that layer at that "
+            "word."
+        )
         found = []
         for i, one in enumerate(self.sites):
-            rows = layers_of(one.layers)
-            note = (
-                f"{self.summary()} In the squares % of that difference restored by the clean "
-                f"state of that layer at that word."
+            site, of = named(one.site), f"sites.{i}"
+            restored = _restored(of, one, self.columns)
+            heading = say("What {site} states bring back", site=site)
+            found.append(Section(heading, restored, f"{self.summary()} {note}"))
+            drawn = heat(
+                f"{of}.probability",
+                one.probability.T,
+                self.columns,
+                layers_of(one.layers),
+                Look(say("probability")),
+                turned=True,
             )
-            restored = _percent(f"sites.{i}.restored", one.restored, rows, self.columns)
-            found.append(Section(f"What {one.site} states bring back", restored, note))
-            drawn = heatmap(f"sites.{i}.probability", one.probability, rows, self.columns)
-            found.append(Section(f"Probability of {self.target}: {one.site}", drawn))
+            heading = say("Probability of {target}: {site}", target=self.target, site=site)
+            found.append(Section(heading, drawn))
         return found
 
 
-def _percent(of: str, values: Floats, rows: Sequence[str], columns: Sequence[str]) -> str:
-    return heatmap(
-        of, values, rows, columns, texts=lambda n, p: _whole(float(values[n, p])), most=1.0
-    )
+def _restored(of: str, one: SiteMap | RoleMap, rows: Sequence[str]) -> str:
+    look = Look(say("% restored"), figure=percent, most=1.0)
+    layers = layers_of(one.layers)
+    return heat(f"{of}.restored", one.restored.T, rows, layers, look, turned=True)
 
 
 def _whole(part: float) -> str:
@@ -209,8 +224,8 @@ class PatchCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        left = f", {self.skipped:,} left out" if self.skipped else ""
-        return f"Patched: {counted(self.pairs, 'pairs of texts')}{left}"
+        left = say(", {n} left out", n=f"{self.skipped:,}") if self.skipped else ""
+        return say("Patched: {clean}", clean=counted(self.pairs, "pairs of texts")) + left
 
     def table(self) -> RenderableType:
         """A table a site: a row a role, a column a layer."""
@@ -224,16 +239,18 @@ class PatchCorpusResult(Result):
         return Group(*map(Text, lines), *(_table(one, self.roles) for one in self.sites))
 
     def sections(self) -> list[Section]:
-        """Layer by role."""
-        note = (
+        """Role by layer."""
+        note = say(
             "All tokens of a kind are patched together; % of the logits' difference restored, "
-            f"which is {brief(self.clean_difference)} in the clean runs and "
-            f"{brief(self.corrupt_difference)} in the corrupt ones (means)."
+            "which is {clean} in the clean runs and {corrupt} in the corrupt ones (means).",
+            clean=brief(self.clean_difference),
+            corrupt=brief(self.corrupt_difference),
         )
+        roles = [named(role) for role in self.roles]
         return [
             Section(
-                f"What {one.site} states bring back",
-                _percent(f"sites.{i}.restored", one.restored, layers_of(one.layers), self.roles),
+                say("What {site} states bring back", site=named(one.site)),
+                _restored(f"sites.{i}", one, roles),
                 note,
             )
             for i, one in enumerate(self.sites)

@@ -19,12 +19,14 @@ import numpy as np
 
 from bertkit.checkpoint.store import list_steps, step_number, verify_step
 from bertkit.errors import CheckpointError, UsageError
+from bertkit.explain.curves import MOST_LINES, lines
 from bertkit.explain.followed import FOLLOWED, Followed, Named
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import LINES, heatmap, lines
+from bertkit.explain.pictures import Look, heat
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import named, say, spoken
 from bertkit.tasks.load import Pipeline
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class TrajectoryResult(Result):
     def title(self) -> str:
         """What was asked."""
         about = "" if self.text is None else f": {self.text}"
-        return f"{self.of} along {counted(len(self.checkpoints), 'checkpoints')}{about}"
+        along = counted(len(self.checkpoints), "checkpoints")
+        return say("{verb} along {checkpoints}", verb=self.of, checkpoints=along) + about
 
     def table(self) -> RenderableType:
         """A table a figure, a row a checkpoint."""
@@ -107,15 +110,16 @@ class TrajectoryResult(Result):
     def sections(self) -> list[Section]:
         """Lines where there are few rows, else a row a layer and a column a checkpoint."""
         told = FOLLOWED[self.of].kind
+        note = told.caution_zh if spoken() == "zh" else told.caution
         found = []
         for number, one in enumerate(self.series):
-            of = f"series.{number}.values"
-            if len(one.rows) <= len(LINES):
-                picture = lines(of, one.values, one.rows, self._places(), self.checkpoints)
+            of, rows = f"series.{number}.values", [named(row) for row in one.rows]
+            steps = [named(name) for name in self.checkpoints]
+            if len(rows) <= MOST_LINES:
+                picture = lines(of, one.values, rows, self._places(), steps)
             else:
-                picture = heatmap(of, one.values, one.rows, self.checkpoints)
-            note = f"{told.caution} {told.caution_zh}" if not number else ""
-            found.append(Section(f"{self.of}: {one.name}", picture, note))
+                picture = heat(of, one.values, rows, steps, Look(named(one.name)))
+            found.append(Section(f"{self.of}: {named(one.name)}", picture, "" if number else note))
         return found
 
     def _places(self) -> list[float]:

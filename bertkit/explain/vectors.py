@@ -14,11 +14,12 @@ from bertkit.explain.asked import Question
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
-from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, heatmap, layer_names
+from bertkit.explain.page import MOST_PARTS, Section, rest
+from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.readouts import questions_for
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.result import Floats, Result, masked_in
 from bertkit.explain.tables import digits, grid
+from bertkit.explain.wording import say
 from bertkit.explain.words import Segmenter
 
 _NOTE = "norm: the vector's length; change: of the difference to the layer before"
@@ -91,7 +92,7 @@ class VectorResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return f"The vector of a position: {' / '.join(self.texts)}"
+        return say("The vector of a position: {texts}", texts=" / ".join(self.texts))
 
     def table(self) -> RenderableType:
         """A table a position."""
@@ -102,22 +103,28 @@ class VectorResult(Result):
     def sections(self) -> list[Section]:
         """Nearest words by layer, and how far the vector moved."""
         found = []
-        for i, at in enumerate(self.positions):
+        for i, at in enumerate(self.positions[:MOST_PARTS]):
+            layers = layer_names(len(at.norm))
             cosines = np.array([[near.cosine for near in row] for row in at.nearest])
             words = [[near.word for near in row] for row in at.nearest]
-            picture = heatmap(
+            picture = heat(
                 f"positions.{i}.nearest.*.*.cosine",
                 cosines,
-                layer_names(len(at.norm)),
+                layers,
                 [str(k + 1) for k in range(cosines.shape[1])],
-                texts=lambda row, column, words=words: words[row][column],  # type: ignore[misc]
-                most=1.0,
+                Look(
+                    say("cosine"),
+                    lambda row, column, words=words: words[row][column],  # type: ignore[misc]
+                ),
             )
-            note = "Each row is a layer; from left to right the word embeddings nearest in angle."
-            found.append(Section(f"Nearest words at {at.label}", picture, note))
-            moved = bars(f"positions.{i}.change", at.change, layer_names(len(at.norm)))
-            found.append(Section(f"How far each layer moves {at.label}", moved))
-        return found
+            note = say(
+                "Each row is a layer; from left to right the word embeddings nearest in angle."
+            )
+            found.append(Section(say("Nearest words at {at}", at=at.label), picture, note))
+            moved = bars(f"positions.{i}.change", at.change, layers)
+            note = say("The length of the difference to the layer before.")
+            found.append(Section(say("How far each layer moves {at}", at=at.label), moved, note))
+        return [*found, *rest(self.positions)]
 
 
 def _table(at: VectorAt) -> RenderableType:
@@ -242,8 +249,7 @@ class VectorCorpusResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        where = f"{counted(self.positions, 'masked positions')} in {counted(self.texts, 'texts')}"
-        return f"Vectors of {where}"
+        return say("Vectors of {texts}", texts=masked_in(self.positions, self.texts))
 
     def table(self) -> RenderableType:
         """A row a layer."""
@@ -258,8 +264,8 @@ class VectorCorpusResult(Result):
         """How far each layer moves the vectors."""
         names = layer_names(len(self.norm))
         return [
-            Section("Mean change in each layer", bars("change", self.change, names)),
-            Section("Mean cosine with the last layer", bars("to_last", self.to_last, names)),
+            Section(say("Mean change in each layer"), bars("change", self.change, names)),
+            Section(say("Mean cosine with the last layer"), bars("to_last", self.to_last, names)),
         ]
 
 

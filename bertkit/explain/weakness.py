@@ -23,8 +23,9 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import grouped_bars
 from bertkit.explain.position_kinds import BREAKDOWNS, Ints, Sorter
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.result import Floats, Result, masked_in
 from bertkit.explain.tables import grid, with_error
+from bertkit.explain.wording import named, say
 from bertkit.model.bert import readers_at
 from bertkit.text.wordcount import count_words
 
@@ -110,9 +111,8 @@ class WeakResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        beside = f" against {self.other}" if self.other is not None else ""
-        positions = counted(self.positions, "masked positions")
-        return f"Loss by position{beside}: {positions} in {counted(self.texts, 'texts')}"
+        beside = say(" against {other}", other=self.other) if self.other is not None else ""
+        return f"{say('Loss by position')}{beside}: {masked_in(self.positions, self.texts)}"
 
     def table(self) -> RenderableType:
         """A table a breakdown."""
@@ -127,23 +127,26 @@ class WeakResult(Result):
 
     def sections(self) -> list[Section]:
         """Loss and accuracy of each breakdown; with another model both, and the change."""
+        note = say("A black line is one standard error on either side of a mean.")
         found = []
         parts = [("overall", self.overall)]
         parts += [(f"breakdowns.{i}", part) for i, part in enumerate(self.breakdowns)]
         for place, part in parts:
-            for kind, unit in (("loss", "Loss in nats"), ("accuracy", "Accuracy")):
+            for kind, unit in (("loss", say("Loss in nats")), ("accuracy", say("Accuracy"))):
+                what = say("{figure} by {what}", figure=unit, what=named(part.by))
                 drawn = self._drawn(place, part, kind)
-                found.append(Section(f"{unit} by {part.by}" if part.by != "all" else unit, drawn))
-        note = "A black line is one standard error on either side of a mean."
-        return [found[0]._replace(note=note), *found[1:]]
+                found.append(Section(unit if part.by == "all" else what, drawn, note))
+                note = ""
+        return found
 
     def _drawn(self, place: str, part: Breakdown, kind: str) -> str:
-        names = [f"{name} ({count:,})" for name, count in zip(part.names, part.count, strict=True)]
+        counted = zip(part.names, part.count, strict=True)
+        names = [f"{named(name)} ({count:,})" for name, count in counted]
         sides = [("figures", self.model, part.figures)]
         if part.other is not None and part.change is not None:
-            sides[0] = ("figures", f"before: {self.model}", part.figures)
-            sides.append(("other", f"after: {self.other}", part.other))
-            sides.append(("change", "change", part.change))
+            sides[0] = ("figures", say("before: {model}", model=self.model), part.figures)
+            sides.append(("other", say("after: {model}", model=self.other), part.other))
+            sides.append(("change", say("change"), part.change))
         return grouped_bars(
             [(f"{place}.{at}.{kind}", name, getattr(side, kind)) for at, name, side in sides],
             names,

@@ -22,7 +22,7 @@ from bertkit.explain.effects import Clean, answer_clean, effect, run_from
 from bertkit.explain.hooks import restored, still
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
-from bertkit.explain.pictures import bars, brief, heatmap
+from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.questions import Given, Head, asked_batches, head_of, one_text
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
@@ -34,6 +34,7 @@ from bertkit.explain.weight_changes import (
     differentiable,
     units_of,
 )
+from bertkit.explain.wording import named, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,9 +96,12 @@ class WeightsResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        return (
-            f"Changed weights: {len(self.tensors)} of them, {counted(self.questions, self.asked)} "
-            f"in {counted(self.texts, 'texts')}, loss {self.loss:.4f}"
+        return say(
+            "Changed weights: {p} of them, {asked} in {texts}, loss {loss}",
+            p=len(self.tensors),
+            asked=counted(self.questions, self.asked),
+            texts=counted(self.texts, "texts"),
+            loss=f"{self.loss:.4f}",
         )
 
     def table(self) -> RenderableType:
@@ -123,29 +127,22 @@ class WeightsResult(Result):
     def sections(self) -> list[Section]:
         """Layer by kind for each change; all tensors; Fisher."""
         found = []
-        layers = [f"layer {i + 1}" for i in range(self.grid.shape[1])]
-        for c, change in enumerate(self.changes if self.kinds else ()):
-            drawn = heatmap("grid", self.grid[c], layers, self.kinds, places=(c,))
-            note = "KL divergence of the changed answers from the unchanged ones, in nats."
-            found.append(Section(f"Layer by kind: {change}", drawn, note))
-        for name, heading in (
-            ("growth", "Growth of the loss in nats"),
-            ("predicted", "The growth that the gradient predicts"),
-            ("flips", "Share of questions with another best answer"),
+        layers, kinds = layer_names(self.grid.shape[1] + 1)[1:], [named(k) for k in self.kinds]
+        labels, changes = [named(x) for x in self.labels], [named(x) for x in self.changes]
+        note = say("KL divergence of the changed answers from the unchanged ones, in nats.")
+        for c, change in enumerate(changes if kinds else ()):
+            drawn = heat("grid", self.grid[c], layers, kinds, Look(say("nats")), places=(c,))
+            found.append(Section(say("Layer by kind: {change}", change=change), drawn, note))
+        for name, heading, unit in (
+            ("growth", say("Growth of the loss in nats"), say("nats")),
+            ("predicted", say("The growth that the gradient predicts"), say("nats")),
+            ("flips", say("Share of questions with another best answer"), say("share")),
         ):
-            values = getattr(self, name)
-            inside = [[brief(float(x)) for x in row] for row in values]
-            drawn = heatmap(
-                name,
-                values,
-                self.labels,
-                self.changes,
-                texts=lambda i, j, inside=inside: inside[i][j],  # type: ignore[misc]
-            )
+            drawn = heat(name, getattr(self, name), labels, changes, Look(unit))
             found.append(Section(heading, drawn))
-        note = "Mean squared gradient: how sharply the answers depend on a single number."
-        drawn = bars("fisher", self.fisher, self.labels)
-        return [*found, Section("Fisher information", drawn, note)]
+        note = say("Mean squared gradient: how sharply the answers depend on a single number.")
+        drawn = bars("fisher", self.fisher, labels)
+        return [*found, Section(say("Fisher information"), drawn, note)]
 
 
 def perturb_weights(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bertkit.explain import chinese
 from bertkit.explain.ablation import ablate
 from bertkit.explain.attribution import attribute
 from bertkit.explain.attribution_totals import attribute_over
@@ -27,8 +30,9 @@ from bertkit.explain.directions import Pushes
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention, attention_over
 from bertkit.explain.page import Section, html_page
+from bertkit.explain.page_style import DARK, LIGHT
 from bertkit.explain.patching import KINDS, Tracing
-from bertkit.explain.pictures import bars, clipped, colour, heatmap, width_of
+from bertkit.explain.pictures import Look, bars, brief, heat, label_of, terse, width_of
 from bertkit.explain.probe_training import ProbeSettings
 from bertkit.explain.probing import probe
 from bertkit.explain.pruning import prune
@@ -41,11 +45,12 @@ from bertkit.explain.trajectories import trajectory, trajectory_over
 from bertkit.explain.vectors import vector, vector_over
 from bertkit.explain.weakness import weak_over
 from bertkit.explain.weights import perturb_weights
+from bertkit.explain.wording import language_of, named, say, speaking
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.records import Place, TextRow
 from tests.explain.models import CHINESE, MASKED, TEXT, TEXTS, labelled, opened
 
-HOSTILE = 'a </script><script>alert("1")</script> & <b> 猫 "cat" \u2028 x'
+HOSTILE = 'a </script><script>alert("1")</script> & <b> [x] {y} 猫 "cat" 😀 שלום \u2028 x'
 PAIRS = [
     MinimalPair(good, bad, kind, Place("f", 1))
     for good, bad, kind in (("the cat ran", "cat the ran", "order"), ("a dog", "dog a", "词序"))
@@ -127,7 +132,8 @@ class Marks(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.found: list[tuple[str, list[int], float | None]] = []
-        self.text, self.inside = "", False
+        self.text, self.inside, self.of = "", False, ""
+        self.seen = ""
         self.addresses: list[Any] = []
         self.feed(page)
         self.data = json.loads(self.text)
@@ -136,16 +142,18 @@ class Marks(HTMLParser):
         named = dict(attrs)
         self.inside = named.get("id") == "data"
         self.addresses += [named[key] for key in ("src", "href") if key in named]
-        if "data-of" in named:
+        self.of = named.get("data-of", self.of)
+        if "data-at" in named:
             at = [int(i) for i in named["data-at"].split(",")]
             value = float(named["data-value"]) if named["data-value"] else None
-            self.found.append((named["data-of"], at, value))
+            self.found.append((self.of, at, value))
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = False
 
     def handle_data(self, data: str) -> None:
         self.text += data if self.inside else ""
+        self.seen += data
 
 
 def looked_up(data: Any, path: str, at: list[int]) -> Any:
@@ -170,8 +178,9 @@ def test_the_pictures_show_the_numbers_of_the_json(name: str, tmp_path: Path) ->
         assert looked_up(marks.data, of, at) == value
     assert marks.addresses == []
     assert "http" not in re.sub(r"http-equiv", "", page)
-    assert result.caution in unescape(page)
-    assert result.caution_zh in unescape(page)
+    chinese = 'lang="zh-CN"' in page
+    assert chinese == (result.language() == "zh")
+    assert (result.caution_zh if chinese else result.caution) in unescape(page)
 
 
 @by_result
@@ -227,27 +236,85 @@ def test_what_does_not_fit_stands_below_under_the_same_names() -> None:
     assert with_error(0.5, float("nan")) == "0.5"
 
 
-def test_labels_are_cut_by_width() -> None:
+def test_labels_are_whole_and_small_numbers_have_digits() -> None:
     assert width_of("ab中") == 4
-    assert clipped("中" * 20, 10) == "中中中中…"
-    assert clipped(" ") == "␣"
-    assert colour(None, 1) == "#ddd"
-    assert colour(0.0, 1) == "#ffffff"
-    assert colour(1.0, 1) != colour(-1.0, 1)
+    assert label_of("中" * 100) == f"<bdi>{'中' * 100}</bdi>"
+    assert label_of(" ") == "<bdi>␣</bdi>"
+    assert (brief(0.0000123), brief(1234.5), brief(math.nan)) == ("1.23e-05", "1,234", "–")
+    assert (terse(0.0000123), terse(0.1234), terse(0.0)) == ("1e-5", "0.12", "0")
 
 
 def test_marks_carry_numbers_that_are_missing() -> None:
-    drawn = heatmap("x", np.array([[np.nan, 1.0]]), ["r"], ["a", "b"]) + bars(
+    drawn = heat("x", np.array([[np.nan, 1.0]]), ["r"], ["a", "b"], Look("")) + bars(
         "y", np.array([np.nan, -2.0]), ["a", "b"]
     )
     assert re.findall(r'data-value="([^"]*)"', drawn) == ["", "1.0", "", "-2.0"]
 
 
 def test_a_page_cannot_be_broken_by_its_data() -> None:
-    page = html_page(HOSTILE, [HOSTILE], [Section(HOSTILE, "", HOSTILE)], {"x": HOSTILE})
+    page = html_page(HOSTILE, HOSTILE, [Section(HOSTILE, "", HOSTILE)], {"x": HOSTILE})
     assert Marks(page).data == {"x": HOSTILE}
-    assert page.count("<script") == 1
+    assert page.count("<script") == 2
     assert "<b>" not in page
+
+
+def test_a_page_stays_small_and_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bertkit.explain.page.MOST_JSON", 200)
+    drawn = bars("small", np.zeros(3), "abc")
+    data = {"many": [0.12345] * 99, "parts": [{"big": [1.5] * 99}], "small": [0.0] * 3}
+    told = html_page("t", "c", [Section("h", drawn)], data)
+    assert "many; parts.*.big; see --json" in told
+    assert Marks(told).data == {"many": None, "parts": [{"big": None}], "small": [0.0] * 3}
+
+
+def test_a_page_is_in_the_language_of_the_text_or_the_one_named(tmp_path: Path) -> None:
+    assert [language_of([text]) for text in ("a cat", "我爱 BERT 模型", "12", "ねこが好き")] == [
+        "en",
+        "zh",
+        None,
+        "en",
+    ]
+    results()["lens over"].to_html(tmp_path / "zh.html", "zh")
+    marks = Marks((tmp_path / "zh.html").read_text(encoding="utf-8"))
+    assert "遮住的词的准确率" in marks.seen
+    assert "第 1 层" in marks.seen
+    assert "layer" not in marks.seen.replace(marks.text, "")
+    with speaking("zh"):
+        assert named("towards the, gradient") == "朝向 the（梯度）"
+        assert named("loss by script") == "损失，按文字"
+    assert named("layer 1") == "layer 1"
+
+
+def test_every_sentence_of_a_page_has_its_chinese() -> None:
+    """What `say` is given stands in the table with the same values."""
+    said = []
+    for path in Path(chinese.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say":
+                said += [n.value for n in node.args if isinstance(n, ast.Constant)]
+    assert len(said) > 100
+    assert [text for text in said if text not in chinese.CHINESE] == []
+    found = re.compile(r"{(\w+)}").findall
+    fields = {text: set(found(text)) for text in chinese.CHINESE}
+    assert [t for t, zh in chinese.CHINESE.items() if set(found(zh)) != fields[t]] == []
+    with speaking("zh"):
+        assert say("layer {n}", n="{x}") == "第 {x} 层"
+
+
+@pytest.mark.parametrize("mode", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("deep", [2, 3], ids=["above", "below"])
+def test_figures_can_be_read_on_every_colour(mode: tuple[str, ...], deep: int) -> None:
+    """WCAG's contrast of the ink on each mix of paper and the deepest colour is 4.5 or more."""
+
+    def luminance(rgb: Any) -> float:
+        part = np.asarray(rgb) / 255
+        linear = np.where(part <= 0.03928, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    paper, ink, end = (np.array([*map(int, mode[i].split())]) for i in (0, 1, deep))
+    for part in np.linspace(0, 1, 11):
+        pair = sorted((luminance(paper + (end - paper) * part), luminance(ink)))
+        assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5
 
 
 def test_float32_is_short_and_exact() -> None:
@@ -263,76 +330,75 @@ def chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-# The page stands in a frame as wide as a telephone; what it looks like there becomes the title.
-FRAME = """<!doctype html><meta charset="utf-8"><body><iframe id="f" width="360" height="740"
-style="border:0"></iframe><script>
-const errors = [], frame = document.getElementById("f");
-frame.addEventListener("load", () => {
-  const inner = frame.contentWindow, page = inner.document;
-  for (const square of page.querySelectorAll("[data-head]")) square.dispatchEvent(
-    new inner.MouseEvent("click", {bubbles: true}));
-  for (const list of page.querySelectorAll("select")) {
-    list.value = list.options[list.options.length - 1].value;
-    list.dispatchEvent(new inner.Event("change"));
-  }
-  const marks = [...page.querySelectorAll("[data-of]")].map(
-    m => [m.dataset.of, m.dataset.at, m.dataset.value]);
-  document.body.textContent = JSON.stringify({
-    width: page.documentElement.scrollWidth, drawn: page.querySelectorAll("svg").length,
-    height: page.body.getBoundingClientRect().height, marks,
-    left: Math.min(...[...page.querySelectorAll("svg text")].map(text =>
-      text.getBoundingClientRect().left -
-      text.closest("svg").getBoundingClientRect().left))});
-});
-frame.srcdoc = %s;
+# Each page stands in a frame as wide as a telephone, then as a desk's screen; what it looks like
+# there becomes the text of this one.
+FRAME = """<!doctype html><meta charset="utf-8"><body><script>
+const told = {}, pages = %s;
+const look = page => ({
+  width: page.documentElement.scrollWidth, height: page.body.getBoundingClientRect().height,
+  pictures: [...page.querySelectorAll(".bars, .heat:not(.square), .plot")].map(
+    x => x.getBoundingClientRect().width),
+  cut: [...page.querySelectorAll(":is(.bars, .heat:not(.square)) :is(th, .num)")].filter(
+    x => x.scrollWidth > x.clientWidth + 1).map(x => x.textContent)});
+for (const [name, source] of Object.entries(pages)) {
+  const frame = document.createElement("iframe");
+  frame.style = "border:0; width:360px; height:740px";
+  frame.addEventListener("load", () => {
+    const inner = frame.contentWindow, page = inner.document;
+    for (const button of page.querySelectorAll("[data-head]")) button.click();
+    for (const list of page.querySelectorAll("select")) {
+      list.value = list.options[list.options.length - 1].value;
+      list.dispatchEvent(new inner.Event("change"));
+    }
+    const cell = page.querySelector("td[data-at]");
+    if (cell) cell.dispatchEvent(new inner.MouseEvent("click", {bubbles: true}));
+    told[name] = {
+      narrow: look(page), pointed: cell ? [page.getElementById("told").textContent,
+        cell.dataset.value] : null,
+      marks: [...page.querySelectorAll("[data-at]")].map(
+        m => [m.closest("[data-of]").dataset.of, m.dataset.at, m.dataset.value])};
+    frame.style.width = "1200px";
+    told[name].broad = look(page);
+    frame.remove();
+    if (Object.keys(told).length === Object.keys(pages).length)
+      document.body.textContent = JSON.stringify(told);
+  });
+  frame.srcdoc = source;
+  document.body.append(frame);
+}
 </script>"""
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
-@pytest.mark.parametrize(
-    "name",
-    [
-        "attention",
-        "attention hostile",
-        "lens",
-        "score",
-        "pairs",
-        "compare two",
-        "trajectory",
-        "trajectory over",
-        "perturb-vector",
-        "patch",
-        "attribute",
-        "probe",
-        "weak other",
-        "ablate",
-        "weights",
-        "prune",
-    ],
-)
-def test_pages_in_a_real_browser(name: str, tmp_path: Path) -> None:
-    """No console errors, 360 px wide, and after every choice the numbers are the JSON's."""
-    result = results()[name]
-    result.to_html(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    source = json.dumps(page).replace("<", "\\u003c")
-    (tmp_path / "frame.html").write_text(FRAME % source, encoding="utf-8")
+def test_pages_in_a_real_browser(tmp_path: Path) -> None:
+    """No console errors; 360 and 1200 px; after every choice the numbers are the JSON's."""
+    pages = {}
+    for name, result in results().items():
+        result.to_html(tmp_path / "page.html")
+        pages[name] = (tmp_path / "page.html").read_text(encoding="utf-8")
+    source = json.dumps(pages).replace("<", "\\u003c")
+    (tmp_path / "frame.html").write_text(FRAME.replace("%s", source), encoding="utf-8")
     dom, errors = browse(tmp_path, "frame.html")
     assert errors == []
     seen = json.loads(unescape(re.sub(r"(?s).*<body[^>]*>(.*)</body>.*", r"\1", dom)))
-    assert seen["width"] <= 360
-    assert seen["height"] > 100
-    assert seen["left"] >= 0  # no label is cut off
-    assert seen["drawn"] > 0
-    assert len(seen["marks"]) == len(Marks(page).found)
-    data = json.loads(result.to_json())
-    for of, at, value in seen["marks"]:
-        wanted = looked_up(data, of, [int(i) for i in at.split(",")])
-        assert (None if value == "" else float(value)) == wanted
-    if name.startswith("attention"):
-        assert any(of == "norm_weighted" and at.startswith("1,1,") for of, at, _ in seen["marks"])
-    _, errors = browse(tmp_path, "page.html")
-    assert errors == []
+    assert list(pages) == [name for name in pages if name in seen]
+    for name, page in seen.items():
+        narrow, broad = page["narrow"], page["broad"]
+        assert narrow["width"] <= 360, name
+        assert broad["width"] <= 1200, name
+        assert narrow["height"] > 100
+        assert narrow["cut"] == broad["cut"] == [], name
+        assert all(width > 900 for width in broad["pictures"] if width), name
+        assert len(page["marks"]) == len(Marks(pages[name]).found)
+        data = json.loads(results()[name].to_json())
+        for of, at, value in page["marks"]:
+            wanted = looked_up(data, of, [int(i) for i in at.split(",")])
+            assert (None if value == "" else float(value)) == wanted
+        if page["pointed"]:
+            text, value = page["pointed"]
+            assert text.endswith(f": {value or '–'}"), name
+        if name in ("attention", "attention hostile"):
+            assert any(of == "norm_weighted" and at[:4] == "1,1," for of, at, _ in page["marks"])
 
 
 def browse(folder: Path, page: str) -> tuple[str, list[str]]:
