@@ -17,8 +17,8 @@ from bertkit.checkpoint.files import (
     read_json,
     write_atomically,
 )
-from bertkit.checkpoint.hub import NO_UPLOAD, resolve_model
-from bertkit.errors import ConfigError, UsageError
+from bertkit.checkpoint.hub import NO_UPLOAD, resolve_model, why_no_model
+from bertkit.errors import CheckpointError, ConfigError, UsageError
 from bertkit.settings import SIZES
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -245,8 +245,11 @@ class BertConfig:
 
         Raises:
             ConfigError: one line that names the file.
-            CheckpointError: it is a link that leads out of its folder.
+            CheckpointError: the folder is no model's, or the file a link that leads out of it.
         """
+        folder = Path(path).parent
+        if Path(path).name == CONFIG_NAME and folder.is_dir() and not os.path.lexists(path):
+            raise CheckpointError(why_no_model(folder))
         check_inside(Path(path))
         settings = read_json(Path(path), _MAX_BYTES)
         try:
@@ -373,5 +376,5 @@ def _check_float(name: str, value: Any, low: float, high: float) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

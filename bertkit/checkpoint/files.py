@@ -14,6 +14,8 @@ CONFIG_NAME = "config.json"
 # What Google's own folders call it; so do some of the first that people converted from them.
 GOOGLE_CONFIG_NAME = "bert_config.json"
 _MAX_JSON_BYTES = 20_000_000
+_LFS = b"version https://git-lfs.github.com/spec/"
+_HTML = (b"<!doctype html", b"<html")
 
 
 def config_file(folder: Path) -> Path:
@@ -23,7 +25,7 @@ def config_file(folder: Path) -> Path:
 
 
 def check_inside(path: Path) -> None:
-    """Refuse a link that leads out of its own folder, and what is no plain file.
+    """Refuse a link that leads out of its own folder, what is no plain file, and a stand-in.
 
     A folder from elsewhere could otherwise have us read any file of this machine, or wait at a
     pipe for ever. The hub's cache is the one place whose links lead to another folder by design:
@@ -43,11 +45,36 @@ def check_inside(path: Path) -> None:
                 raise CheckpointError(
                     f"{path}: a link that leads out of its folder, to {target}; copy the file there"
                 )
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path}: not a plain file")
+        if path.exists():
+            if not path.is_file():
+                raise CheckpointError(f"{path}: not a plain file")
+            with path.open("rb") as file:
+                refuse_stand_in(path, file.read(512))
     except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links, before Python 3.13
         reason = getattr(error, "strerror", None) or "its links go in a circle"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
+
+
+def refuse_stand_in(path: Path, start: bytes) -> None:
+    """Refuse what was saved in the place of a file: a Git LFS pointer, a web page.
+
+    Args:
+        path: for the error.
+        start: the first bytes that stand there.
+
+    Raises:
+        CheckpointError: what it is, and how to get the file itself.
+    """
+    if start.startswith(_LFS):
+        raise CheckpointError(
+            f"{path}: a Git LFS pointer of some lines, not the file itself; run `git lfs pull` "
+            "where it was cloned, or download the file"
+        )
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(_HTML):
+        raise CheckpointError(
+            f"{path}: a web page (HTML), not the file itself; download it again by its own "
+            "address (on the Hugging Face hub that with /resolve/, not /blob/)"
+        )
 
 
 def sync(path: Path) -> None:

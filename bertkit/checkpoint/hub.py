@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,32 @@ def _beside(path: Path) -> str:
         names = []
     names = [name for name in names if not name.startswith((".", "__"))]
     close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    shown = ", ".join((close + [name for name in names if name not in close])[:8])
-    return f"; {parent.absolute()} holds the folders {shown}" if shown else ""
+    shown = (close or names)[:5]
+    more = ", ..." if len(close or names) > len(shown) else ""
+    folders = f"the folders {', '.join(shown)}{more}"
+    return f"; {parent.absolute()} holds {folders}" if shown else ""
+
+
+def why_no_model(folder: Path) -> str:
+    """For a folder without a configuration: what kind it is, and what a model would be."""
+    names = {path.name for path in folder.iterdir()}
+    models = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_NAME}"))
+    weights = sorted(n for n in names for kind in _WEIGHTS if fnmatch(n, kind))
+    if models:
+        what = f"no model itself, but it holds the models {', '.join(models[:8])}: name one"
+    elif {"manifest.json", "train"} <= names:
+        what = "prepared data, no model; `bertkit pretrain` makes a model from it"
+    elif "adapter_config.json" in names:
+        what = "a LoRA adapter, no model: merge it into its model (merge_and_unload), and save that"
+    elif weights:
+        what = f"holds {weights[0]}, but no {CONFIG_NAME}: download that beside it"
+    elif names & {"tokenizer.json", "vocab.txt"}:
+        what = "a tokenizer, no model; `bertkit pretrain` makes a model, after `bertkit prepare`"
+    elif "recipe.toml" in names:
+        what = "a run that has saved no model yet"
+    else:
+        what = f"no model: it has neither {CONFIG_NAME} nor weights"
+    return f"{folder}: {what}"
 
 
 def _download(name: str, hub: dict[str, Any], beside: str) -> Path:
@@ -120,8 +145,8 @@ def _download(name: str, hub: dict[str, Any], beside: str) -> Path:
     except Exception as error:  # the hub raises the errors of whichever HTTP library it uses
         if hub["local_files_only"]:
             raise CheckpointError(
-                f"{name}: no such folder here{beside}; and the local cache of the Hugging Face hub "
-                "does not hold it: get it once without --offline (local_files_only, HF_HUB_OFFLINE)"
+                f"{name}: neither a folder here nor in the local cache of the Hugging Face hub; "
+                f"get it once without --offline (local_files_only, HF_HUB_OFFLINE){beside}"
             ) from error
         first = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from bertkit.checkpoint.files import json_kind
+from bertkit.checkpoint.files import json_kind, refuse_stand_in
 from bertkit.errors import CheckpointError
 from bertkit.text.wordpiece import (
     MAX_ID,
@@ -108,6 +108,7 @@ def _read(path: Path) -> bytes:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(raw) > _MAX_FILE_BYTES:
         raise CheckpointError(f"{path}: larger than any tokenizer file; it is not read")
+    refuse_stand_in(path, raw[:512])
     return raw
 
 

@@ -174,7 +174,10 @@ def test_a_broken_file_is_one_line(content: bytes, told: str, tmp_path: Path) ->
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config\.json: cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"mine\.json: cannot be read: No such file"):
+        BertConfig.from_json_file(tmp_path / "mine.json")
+    (tmp_path / "config.json").write_text('{"hidden_size": null}')
+    with pytest.raises(ConfigError, match=r"hidden_size is null; it must be a whole number"):
         BertConfig.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         BertConfig.from_pretrained(tmp_path / "nothing")

@@ -17,6 +17,7 @@ from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.layout import read_tensors, write_tensors
 from bertkit.errors import BertkitError, CheckpointError
 from bertkit.model.bert import BertModel
+from bertkit.tasks.load import load
 from tests.checkpoint.mutations import EXTRA_BYTES, GOOGLE, PLAN
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,27 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> 
     data.symlink_to(tmp_path / "data")
     with pytest.raises(CheckpointError, match=r"data-00000-of-00001: a link that leads out"):
         read_tensors(google)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 440449768\n"
+PAGE = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "pytorch_model.bin", "config.json", "vocab.txt", "tokenizer.json"]
+)
+def test_a_pointer_and_a_page_are_named_as_what_they_are(name: str, tmp_path: Path) -> None:
+    folder = copy(tmp_path)
+    if name == "pytorch_model.bin":
+        (folder / "model.safetensors").unlink()
+    for file in ("tokenizer.json", "vocab.txt"):
+        (folder / file).unlink(missing_ok=True)
+    shutil.copy(GOOGLE / "vocab.txt", folder)
+    for content, told in ((LFS, "a Git LFS pointer .*git lfs pull"), (PAGE, "a web page .*again")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}: {told}") as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:

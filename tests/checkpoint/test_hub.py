@@ -53,16 +53,40 @@ def test_a_run_is_its_model_else_its_newest_whole_step(
 def test_a_path_that_is_not_there_tells_what_is_beside(tmp_path: Path) -> None:
     for name in ("mini-wiki", "base", ".hidden"):
         (tmp_path / name).mkdir()
-    with pytest.raises(CheckpointError, match=r"holds the folders mini-wiki, base$") as caught:
+    with pytest.raises(CheckpointError, match=r"holds the folders mini-wiki$") as caught:
         resolve_model(tmp_path / "mini-wikl")
     assert str(caught.value).startswith(f"{tmp_path / 'mini-wikl'}: no such folder")
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match=r"no such folder.* holds the folders base, mini"):
         resolve_model(tmp_path / "no" / "where")
     write(tmp_path / "base")
     with pytest.raises(CheckpointError, match="a file, not a model folder"):
         resolve_model(tmp_path / "base" / "config.json")
     with pytest.raises(CheckpointError, match="is empty"):
         resolve_model("")
+
+
+FOLDERS = {
+    "a tokenizer, no model; `bertkit pretrain` makes": ["tokenizer.json", "vocab.txt"],
+    "prepared data, no model": ["manifest.json", "train/000.bin", "tokenizer/vocab.txt"],
+    "a LoRA adapter, no model": ["adapter_config.json", "adapter_model.safetensors"],
+    "holds model.safetensors, but no config.json": ["model.safetensors", "vocab.txt"],
+    "a run that has saved no model yet": ["recipe.toml", "log.jsonl"],
+    "holds the models base, tiny: name one": ["tiny/config.json", "base/config.json", "vocab.txt"],
+    "it has neither config.json nor weights": ["corpus.txt"],
+}
+
+
+@pytest.mark.parametrize("told", FOLDERS)
+def test_a_folder_that_is_no_model_is_named_as_what_it_is(told: str, tmp_path: Path) -> None:
+    for name in FOLDERS[told]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for opens in (load, BertModel.from_pretrained, BertConfig.from_pretrained):
+        with pytest.raises(CheckpointError) as caught:
+            opens(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path}: ")
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_hub_id_is_downloaded_without_the_weights_of_others(
@@ -103,8 +127,9 @@ def test_a_hub_that_does_not_answer_is_one_line(
     with pytest.raises(CheckpointError, match="bert-base") as caught:
         resolve_model("bert-bose", offline=True)
     assert "\n" not in str(caught.value)
-    assert "no such folder here" in str(caught.value)
+    assert "neither a folder here nor in the local cache" in str(caught.value)
     assert "get it once without --offline" in str(caught.value)
+    assert str(caught.value).endswith("holds the folders bert-base")
 
 
 def test_googles_own_files_are_asked_for_where_there_is_nothing_newer(
@@ -161,7 +186,7 @@ def test_offline_the_cache_of_the_hub_is_read(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert resolve_model("someone/bert-x") == snapshot
     assert BertTokenizer.from_pretrained("someone/bert-x").mask_token_id == 4
-    with pytest.raises(CheckpointError, match="someone/bert-y: no such folder"):
+    with pytest.raises(CheckpointError, match="someone/bert-y: neither a folder"):
         resolve_model("someone/bert-y")
     with pytest.raises(CheckpointError, match="someone/bert-x"):
         resolve_model("someone/bert-x", revision="v2")
