@@ -25,7 +25,10 @@ class FillOptions:
     top: Annotated[int, Parameter(help="Words shown for each [MASK].")] = 5
     targets: Annotated[
         str | None,
-        Parameter(help="Only these words compete, separated by commas, such as good,bad."),
+        Parameter(
+            help="Show these words only, separated by commas, such as good,bad; a score stays the "
+            "probability among all words of the vocabulary."
+        ),
     ] = None
     revision: Revision = None
 
@@ -54,6 +57,8 @@ def fill(
     with warnings_unless_refused():
         asked = load(model, device=common.device, revision=options.revision)
         answers = asked.fill(texts, top_k=options.top, targets=targets)
+    if targets:
+        common.say("scores are probabilities among all words of the vocabulary, not among these")
     pairs = list(zip(texts, answers, strict=True))
     common.show(
         {"results": [{"text": one, "masks": masks} for one, masks in pairs]},
@@ -62,12 +67,17 @@ def fill(
 
 
 def _table_of_fills(text: str, masks: list[list[dict[str, Any]]]) -> str:
-    """The text, then for each of its masks a line a word: `0.412  sat`."""
+    """The text, then for each of its masks a line a word: `0.412  sat`; three digits count."""
     lines = [text]
     for number, words in enumerate(masks, 1):
         if len(masks) > 1:
             lines.append(f"  mask {number}")
-        lines += [f"  {word['score']:.3f}  {word['token_str']}" for word in words]
+        scores = [f"{word['score']:#.3g}" for word in words]
+        width = max(map(len, scores))
+        lines += [
+            f"  {score:>{width}}  {word['token_str']}"
+            for score, word in zip(scores, words, strict=True)
+        ]
     return "\n".join(lines)
 
 
@@ -80,10 +90,14 @@ def next_sentence(
     revision: Revision = None,
     common: Common | None = None,
 ) -> None:
-    """How likely is it that sentence B follows sentence A?"""
+    """How likely is it that sentence B follows sentence A?
+
+    A pair longer than the model reads is cut, the longer text first, each from its end; that is
+    said, and in --json it is `truncated_tokens`.
+    """
     common = common or Common()
     from bertkit import load
 
     with warnings_unless_refused():
         answer = load(model, device=common.device, revision=revision).next(a, b)
-    common.show(answer, f"{answer['score']:.3f}  {answer['label']}")
+    common.show(answer, f"{answer['score']:#.3g}  {answer['label']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 import transformers
 
 from bertkit.checkpoint.config import BertConfig
+from bertkit.cli import main
 from bertkit.errors import CheckpointError, DataError, MissingHeadError, UsageError
 from bertkit.model.bert import BertModel
 from bertkit.model.heads import (
@@ -247,6 +249,43 @@ def test_next_sentence_is_transformers_probability(
         assert answer["score"] == max(answer["is_next"], answer["random"])
         assert asked.next(a, b)["score"] == pytest.approx(answer["score"], rel=1e-4)
     assert asked.next([], []) == []
+
+
+def test_a_pair_that_is_cut_is_told(
+    asked: Pipeline, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "the cat " * 20
+    assert asked.next("a cat", "a dog")["truncated_tokens"] == [0, 0]
+    assert not caplog.records
+    assert asked.next("a cat", long)["truncated_tokens"] == [0, 21]
+    assert caplog.messages.pop() == (
+        "left out the last 21 tokens of the second text; the model reads 21 of a pair"
+    )
+    told = asked.next(["a cat", long], ["a dog", long])
+    assert [one["truncated_tokens"] for one in told] == [[0, 0], [30, 29]]
+    assert caplog.messages[-1] == (
+        "pair 2: left out the last 30 tokens of the first text and the last 29 tokens of the "
+        "second text; the model reads 21 of a pair (1 of 2 pairs are cut)"
+    )
+    assert main(["next", asked.model.name_or_path, "a cat", long, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["truncated_tokens"] == [0, 21]
+
+
+def test_small_scores_keep_three_digits(
+    asked: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["语言模型", "dog"]
+    assert main(["fill", asked.model.name_or_path, TEXT, "--targets", ",".join(words)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "scores are probabilities among all words of the vocabulary, not among these\n"
+    )
+    fills = asked.fill(TEXT, targets=words)[0]
+    assert fills[1]["score"] < 0.0005
+    for line, fill in zip(shown.out.splitlines()[1:], fills, strict=True):
+        score, word = line.split()
+        assert word == fill["token_str"]
+        assert float(score) == pytest.approx(fill["score"], rel=0.006)
 
 
 def test_asking_leaves_a_model_in_training_as_it_was(asked: Pipeline, folder: Path) -> None:
