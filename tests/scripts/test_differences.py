@@ -118,6 +118,19 @@ def test_the_number_format_in_the_configuration_is_a_name() -> None:
     assert ours.config.dtype == "float16"
 
 
+def test_what_only_version_4_had_of_a_tokenizer() -> None:
+    theirs, ours = (
+        library.BertTokenizer.from_pretrained(folder()) for library in (transformers, bertkit)
+    )
+    assert ours.encode_plus("a cat", "sat").data == theirs("a cat", "sat").data
+    assert ours.batch_encode_plus(["a cat", "sat"]).data == theirs(["a cat", "sat"]).data
+    ids = [ours.encode(text, add_special_tokens=False) for text in ("a cat", "sat")]
+    assert ours.build_inputs_with_special_tokens(*ids) == theirs("a cat", "sat")["input_ids"]
+    for tokenizer in (theirs, ours):
+        assert not hasattr(tokenizer, "prepare_for_model")
+    assert "\n" not in repr(ours)
+
+
 def test_new_rows_are_the_mean_each_time() -> None:
     _, ours = opened("BertForMaskedLM")
     table = ours.get_input_embeddings().weight.detach().clone()
