@@ -30,12 +30,17 @@ class DataError(BertkitError):
     Args:
         what: what is wrong and what to do, in one line.
         path: the file, as the user named it.
-        line: the line, counted from 1.
+        line: the line, counted from 1; where rows are no lines, words: "question 7".
     """
 
-    def __init__(self, what: str, path: str | Path | None = None, line: int | None = None) -> None:
+    def __init__(
+        self, what: str, path: str | Path | None = None, line: int | str | None = None
+    ) -> None:
         self.what, self.path, self.line = what, path, line
-        where = "" if path is None else f"{path}:{line}: " if line is not None else f"{path}: "
+        at = "" if line is None else f":{line}" if isinstance(line, int) else f", {line}"
+        if str(path) == "-":
+            path, at = "standard input", at.replace(":", ", line ")
+        where = "" if path is None else f"{path}{at}: "
         super().__init__(where + what)
 
 

@@ -75,6 +75,16 @@ class CorpusReport:
     skipped: Counter[str] = field(default_factory=Counter)
     first_bad: list[str] = field(default_factory=list)
 
+    def check(self) -> None:
+        """Refuse a corpus of which every row was skipped.
+
+        Raises:
+            DataError: how many were bad, by reason, and the first of them.
+        """
+        if self.skipped and not self.documents:
+            counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
+            raise DataError(f"no good row is left ({counts}); the first: {self.first_bad[0]}")
+
 
 @dataclass(frozen=True)
 class CorpusOptions:
@@ -123,9 +133,14 @@ def read_documents_of(
     source: str,
     options: CorpusOptions = CorpusOptions(),
     report: CorpusReport | None = None,
+    name: str | None = None,
 ) -> Iterator[Document]:
-    """Stream the documents of one file; see `read_documents`."""
-    reader = _Reader(source, options, CorpusReport() if report is None else report)
+    """Stream the documents of one file; see `read_documents`.
+
+    `name` is what messages and documents call it, if not by its path.
+    """
+    report = CorpusReport() if report is None else report
+    reader = _Reader(source, source if name is None else name, options, report)
     before = reader.report.documents, sum(reader.report.skipped.values())
     kind = kind_of(source)
     try:
@@ -138,7 +153,7 @@ def read_documents_of(
         else:
             yield from _from_lines(reader)
     except BROKEN as error:
-        raise DataError(f"cannot be read: {_say(error)}", source) from error
+        raise DataError(f"cannot be read: {_say(error)}", reader.name) from error
     reader.report.files += 1
     if before == (reader.report.documents, sum(reader.report.skipped.values())):
         reader.bad("empty file", None, "there is no text in it")
@@ -154,15 +169,15 @@ class _Reader:
     """One file on its way through: where errors are raised or counted."""
 
     source: str
+    name: str
     options: CorpusOptions
     report: CorpusReport
 
     def bad(self, reason: str, line: int | None, what: str) -> None:
         """Raise, or count and remember where skip_bad_rows is set."""
-        error = DataError(f"{reason}: {what}", self.source, line)
+        error = DataError(f"{reason}: {what}", self.name, line)
         if not self.options.skip_bad_rows:
-            error.what += " (or skip bad rows: --skip-bad-rows)"
-            raise DataError(error.what, self.source, line)
+            raise DataError(f"{error.what} (or skip bad rows: --skip-bad-rows)", self.name, line)
         self.report.skipped[reason] += 1
         if len(self.report.first_bad) < KEPT_MESSAGES:
             self.report.first_bad.append(str(error))
@@ -170,7 +185,7 @@ class _Reader:
     def document(self, paragraphs: list[str], line: int) -> Document:
         self.report.documents += 1
         self.report.characters += sum(map(len, paragraphs))
-        return Document(tuple(paragraphs), self.source, line)
+        return Document(tuple(paragraphs), self.name, line)
 
 
 def _from_lines(reader: _Reader) -> Iterator[Document]:
@@ -209,7 +224,7 @@ def _from_rows(reader: _Reader, rows: Iterable[tuple[int, object]]) -> Iterator[
             continue
         text = "\n".join(texts)
         if len(text) > limit:
-            reader.bad("line too long", line, f"over {limit} characters; raise max_line_chars")
+            reader.bad("line too long", line, f"over {limit} characters; raise --max-line-chars")
         elif "\0" in text:
             reader.bad("NUL", line, f"field {name!r} holds a NUL character; is this text?")
         elif not _well_formed(text):
@@ -276,7 +291,7 @@ def _csv_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
             if name not in row:
                 known = ", ".join(map(repr, row[:10]))[:300]
                 what = f"no column {name!r}; there are {known}; name one with --field"
-                raise DataError(what, reader.source, rows.line_num)
+                raise DataError(what, reader.name, rows.line_num)
             column = row.index(name)
         elif column >= len(row):
             what = f"{len(row)} columns, {name!r} would be number {column + 1}"
@@ -302,7 +317,7 @@ def _table_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
     except pa.ArrowException as error:
         what = f"cannot be read as {kind[1:]}: {_say(error)[:200]}"
         if not reader.options.skip_bad_rows or number == 0:
-            raise DataError(what, reader.source) from error
+            raise DataError(what, reader.name) from error
         reader.bad("broken file", number, what)
 
 
@@ -311,7 +326,7 @@ def _check_column(reader: _Reader, names: list[str]) -> str:
     if name not in names:
         known = ", ".join(map(repr, names[:10]))
         what = f"no column {name!r}; there are {known}; name one with --field"
-        raise DataError(what, reader.source)
+        raise DataError(what, reader.name)
     return name
 
 
@@ -346,7 +361,7 @@ def _lines(reader: _Reader) -> Iterator[tuple[int, str]]:
     """(number, text) of each good line, without its end; bad ones go to `reader.bad`."""
     options = reader.options
     utf8 = codecs.lookup(options.encoding).name in ("utf-8", "utf-8-sig")
-    too_long = f"over {options.max_line_chars} characters; raise max_line_chars"
+    too_long = f"over {options.max_line_chars} characters; raise --max-line-chars"
     with open_source(reader.source) as file:
         for number, raw in enumerate(_raw_lines(reader, file), start=1):
             if number == 1 and utf8 and raw is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 UNK_WEIGHT = 10
 # Beyond this a word is [UNK] to WordPiece, whatever its pieces.
 LONGEST_WORD = 100
+# Characters of the corpus that its coverage is measured on where nothing is held out.
+STAND_IN = 50_000
 Progress = Callable[[str, int], None]
 
 
@@ -120,11 +123,15 @@ class ScriptCoverage:
 
 @dataclass(frozen=True, slots=True)
 class VocabReport:
-    """What `build_tokenizer` made: where, from what, and how well it covers held-out text."""
+    """What `build_tokenizer` made: where, from what, and how well it covers text.
+
+    `held_out` tells whether that text was kept from learning; if not, it is the corpus's own.
+    """
 
     folder: Path
     result: VocabResult
     coverage: list[ScriptCoverage] = field(default_factory=list)
+    held_out: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values (without the vocabulary itself)."""
@@ -136,7 +143,8 @@ class VocabReport:
         size = len(self.result.vocab)
         notes = self.result.notes
         folder = str(self.folder)
-        return {"folder": folder, "size": size, **result, "notes": notes, "coverage": rows}
+        about = {"folder": folder, "size": size, **result, "notes": notes}
+        return {**about, "held_out": self.held_out, "coverage": rows}
 
 
 def train_vocab(
@@ -315,7 +323,7 @@ def build_tokenizer(
     Args:
         texts: the text to learn from, read once, to its end, before heldout_texts is read. (So
             the caller may set documents aside for the held-out share while this runs.)
-        heldout_texts: text not learned from; may be empty.
+        heldout_texts: text not learned from; if there is none, the first of `texts` stand in.
         out: the folder to write.
         options: the size and the kind of vocabulary.
         progress: see `train_vocab`.
@@ -325,14 +333,14 @@ def build_tokenizer(
         CheckpointError: the saved tokenizer does not reload as it was.
     """
     options = options or VocabOptions()
-    result = train_vocab(texts, options, progress=progress)
+    learned_from, ahead, held = iter(texts), list[str](), 0
+    while held < STAND_IN and (text := next(learned_from, None)) is not None:
+        ahead.append(text)
+        held += len(text)
+    result = train_vocab(chain(ahead, learned_from), options, progress=progress)
     heldout = iter(heldout_texts)
-    samples = [text for _, text in zip(range(100), heldout, strict=False)]
-    tokenizer = save_vocab(result.vocab, out, options, samples)
-
-    def everything() -> Iterable[str]:
-        yield from samples
-        yield from heldout
-
-    coverage = coverage_report(tokenizer, everything(), options.max_words)
-    return VocabReport(Path(out), result, coverage)
+    samples = list(islice(heldout, 100))
+    tokenizer = save_vocab(result.vocab, out, options, samples or ahead[:100])
+    measured = chain(samples, heldout) if samples else ahead
+    coverage = coverage_report(tokenizer, measured, options.max_words)
+    return VocabReport(Path(out), result, coverage, bool(samples))

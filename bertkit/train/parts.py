@@ -13,9 +13,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -232,21 +234,28 @@ def read_part(path: Path, key: str | None = None) -> tuple[PartHeader, Part] | N
 _encoder: ChunkEncoder | None = None
 
 
-def _start_worker(settings: EncodeSettings) -> None:
+def _start_worker(settings: EncodeSettings, needed: Connection) -> None:
     """In each worker process: one thread, and Ctrl-C is the parent's business."""
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_at_once, args=(needed,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoder = ChunkEncoder(settings)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for ever: it holds both ends of its queue."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def _end_at_once(needed: Connection) -> None:
+    """Wait until the parent closes its end, as its death does: a part takes many seconds."""
+    needed.poll(None)
     os._exit(1)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started here never see Ctrl-C; the parent sees it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(path: Path, chunk: Chunk) -> bool:
@@ -266,8 +275,11 @@ def _make_part(encoder: ChunkEncoder, path: Path, chunk: Chunk) -> bool:
 Jobs = Iterator[tuple[Path, Chunk]]
 
 
-def make_parts(jobs: Jobs, settings: EncodeSettings, workers: int) -> Iterator[tuple[bool, int]]:
-    """Make the part file of each chunk.
+Done = Generator[tuple[bool, int], None, None]
+
+
+def make_parts(jobs: Jobs, settings: EncodeSettings, workers: int) -> Done:
+    """Make the part file of each chunk; closed before its end, it stops at once.
 
     Yields:
         For each job in order: whether a good part was there already, and its bytes of text.
@@ -283,24 +295,27 @@ def _length(chunk: Chunk) -> int:
     return sum(len(p.encode()) + 1 for paragraphs in chunk for p in paragraphs)
 
 
-def _run_here(jobs: Jobs, settings: EncodeSettings, workers: int) -> Iterator[tuple[bool, int]]:
+def _run_here(jobs: Jobs, settings: EncodeSettings, workers: int) -> Done:
     encoder = ChunkEncoder(settings)
     for path, chunk in jobs:
         yield _make_part(encoder, path, chunk), _length(chunk)
 
 
-def _run_in_pool(jobs: Jobs, settings: EncodeSettings, workers: int) -> Iterator[tuple[bool, int]]:
+def _run_in_pool(jobs: Jobs, settings: EncodeSettings, workers: int) -> Done:
     """At most two chunks a worker wait, so that memory stays flat."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings,))
+    needed, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, needed))
     waiting: deque[tuple[Future[bool], int]] = deque()
     try:
         for path, chunk in jobs:
-            waiting.append((pool.submit(_work, path, chunk), _length(chunk)))
+            with _interrupts_held():
+                waiting.append((pool.submit(_work, path, chunk), _length(chunk)))
             if len(waiting) > 2 * workers:
                 future, length = waiting.popleft()
                 yield future.result(), length
         for future, length in waiting:
             yield future.result(), length
     finally:
+        ours.close()
         pool.shutdown(wait=True, cancel_futures=True)

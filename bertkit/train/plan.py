@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +19,12 @@ from msgspec import Struct
 from bertkit.errors import DataError
 from bertkit.text.corpus import CorpusOptions, CorpusReport, Document, read_documents_of
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.text.vocab import ScriptCoverage, coverage_report
 from bertkit.train.parts import ChunkEncoder, EncodeSettings
 
 FORMAT = 1
+# Characters that are read ahead of each of three files.
+SAMPLE = 100_000
 
 
 @dataclass(frozen=True)
@@ -150,48 +152,51 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Document]:
         for name, path in self.files:
-            yield from _named(read_documents_of(str(path), self.options, self.report), name, path)
-
-
-def _named(documents: Iterator[Document], name: str, path: Path) -> Iterator[Document]:
-    """The same documents; an error names the file as the user did."""
-    try:
-        yield from documents
-    except DataError as error:
-        if name == str(path):
-            raise
-        raise DataError(error.what, name, error.line) from error
+            yield from read_documents_of(str(path), self.options, self.report, name)
+        self.report.check()
 
 
 class Estimate(Struct, frozen=True):
-    """From a sample: bytes of text in all files, and bytes of shards."""
+    """From a sample: bytes of text in all files, bytes of shards, and how the tokenizer fares."""
 
     text: int
     disk: int
+    scripts: list[ScriptCoverage]
 
 
 def estimate(
     files: Sequence[tuple[str, Path]], options: CorpusOptions, encoder: ChunkEncoder
 ) -> Estimate:
     """Guess from the first documents of a few files how much text there is and what it becomes."""
-    raw = text = tokens = written = 0
-    ratios = []
+    text = written = 0
+    ratios, paragraphs = [], list[str]()
     for index in sorted({0, len(files) // 2, len(files) - 1}):
         name, path = files[index]
-        documents = _named(read_documents_of(str(path), options, CorpusReport()), name, path)
-        sample = list(islice(documents, 50))
+        documents = read_documents_of(str(path), options, CorpusReport(), name)
+        sample = list(_first(documents))
         if not sample:
             continue
+        paragraphs += (p for d in sample for p in d.paragraphs)
         joined = "\n".join(p for d in sample for p in d.paragraphs).encode()
         part = encoder.encode([d.paragraphs for d in sample])
         text += len(joined)
-        tokens += len(part.tokens)
         written += part.tokens.nbytes + 2 * len(part.lengths) + 2 * len(part.counts)
         written += 0 if part.words is None else len(part.words) // 8
         ratios.append(_text_per_byte(path, options.field, joined))
     raw = sum(path.stat().st_size for _, path in files)
     whole = raw * sum(ratios) / max(1, len(ratios))
-    return Estimate(int(whole), int(whole * written / max(1, text)))
+    scripts = coverage_report(encoder.tokenizer, paragraphs)
+    return Estimate(int(whole), int(whole * written / max(1, text)), scripts)
+
+
+def _first(documents: Iterator[Document]) -> Iterator[Document]:
+    """The first documents of a file, until they are SAMPLE characters or more."""
+    held = 0
+    for document in documents:
+        yield document
+        held += sum(map(len, document.paragraphs))
+        if held >= SAMPLE:
+            return
 
 
 def _text_per_byte(path: Path, column: str, sample: bytes) -> float:

@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,7 @@ from bertkit.data.shards import TokenStore
 from bertkit.errors import DataError, StaleDataError, UsageError
 from bertkit.text.corpus import CorpusReport, expand_sources
 from bertkit.text.tokenizer import BertTokenizer
+from bertkit.text.vocab import ScriptCoverage
 from bertkit.train.merge import Merged, MergeSettings, SplitReport, merge_parts
 from bertkit.train.parts import Chunk, ChunkEncoder, EncodeSettings, chunked, make_parts
 from bertkit.train.plan import (
@@ -61,11 +62,13 @@ class PrepareEvent(Struct, frozen=True):
             are free; then "encode", in bytes of text; then "merge", in part files.
         done: how far it is.
         total: of how much; an estimate for "encode".
+        scripts: with "size", how the tokenizer fares with each script in a sample of the text.
     """
 
     stage: Literal["size", "encode", "merge"]
     done: int
     total: int
+    scripts: list[ScriptCoverage] = []
 
 
 Progress = Callable[[PrepareEvent], None]
@@ -83,6 +86,7 @@ class PrepareReport(Struct, frozen=True):
         unknown_tokens: how many of the tokens are [UNK].
         bytes_on_disk, bytes_per_token: of the shards.
         parts, parts_kept: chunks of work, and those that an earlier, interrupted run had done.
+        scripts: how the tokenizer fares with each script in a sample of the text.
     """
 
     files: int
@@ -101,6 +105,7 @@ class PrepareReport(Struct, frozen=True):
     bytes_per_token: float
     parts: int
     parts_kept: int = 0
+    scripts: list[ScriptCoverage] = []
 
 
 class Manifest(Struct, frozen=True):
@@ -168,7 +173,7 @@ def prepare(
         size = estimate(files, options.corpus, ChunkEncoder(settings))
         _tell_size(out, size, tell)
         _start_work(work, plan)
-        parts, kept = _encode_all(corpus, settings, work, options.workers, size, tell)
+        parts, kept = _encode_all(corpus, settings, work, options.workers, size.text, tell)
         merged = merge_parts(
             parts,
             work,
@@ -181,13 +186,15 @@ def prepare(
             ),
             lambda done: tell(PrepareEvent("merge", done, len(parts))),
         )
-        report = _report(corpus.report, merged, len(parts))
+        report = _report(corpus.report, merged, len(parts), size.scripts)
         tokenizer.save_pretrained(work / "tokenizer")  # without it nobody could read the shards
         _commit(out, Manifest(plan, report))
     return msgspec.structs.replace(report, parts_kept=kept)
 
 
-def _report(corpus: CorpusReport, merged: Merged, parts: int) -> PrepareReport:
+def _report(
+    corpus: CorpusReport, merged: Merged, parts: int, scripts: list[ScriptCoverage]
+) -> PrepareReport:
     return PrepareReport(
         files=corpus.files,
         documents=corpus.documents,
@@ -196,6 +203,7 @@ def _report(corpus: CorpusReport, merged: Merged, parts: int) -> PrepareReport:
         skipped=dict(sorted(corpus.skipped.items())),
         first_bad=corpus.first_bad,
         parts=parts,
+        scripts=scripts,
         bytes_per_token=round(
             merged.bytes_on_disk / max(1, merged.train.tokens + merged.dev.tokens), 4
         ),
@@ -232,7 +240,7 @@ def _existing(path: Path) -> Path:
 def _tell_size(out: Path, size: Estimate, tell: Progress) -> None:
     """Say how much will be written; for a while it stands there twice, as parts and as shards."""
     free = shutil.disk_usage(_existing(out)).free
-    tell(PrepareEvent("size", size.disk, free))
+    tell(PrepareEvent("size", size.disk, free, size.scripts))
     if 2 * size.disk > free:
         what = f"{2 * size.disk:,} bytes are needed while preparing, {free:,} are free"
         raise DataError(f"the disk is too full: about {what}", out)
@@ -258,14 +266,27 @@ def _finished(out: Path, plan: Plan, overwrite: bool) -> PrepareReport | None:
                 raise DataError(f"{error.what}; replace it with --overwrite", error.path) from error
         else:
             _refuse_stale(out, found, overwrite)
-    elif plan_file.exists():
-        found = differences(msgspec.json.decode(plan_file.read_bytes(), type=Plan), plan)
+    elif plan_file.exists() and any((out / WORK).glob("part-*")):
+        found = _no_part_fits(msgspec.json.decode(plan_file.read_bytes(), type=Plan), plan)
         _refuse_stale(out, found and f"{found} (and is unfinished)", overwrite)
     elif not overwrite:
         for split in ("train", "dev"):
             if (out / split).exists():
                 raise DataError("is in the way; choose another folder, or --overwrite", out / split)
     return None
+
+
+def _no_part_fits(old: Plan, new: Plan) -> str:
+    """Why no part of unfinished shards will serve the new plan; "" if some may.
+
+    Each part is checked against its own text before it is used. So a bad row can be mended in its
+    file, or skipped, or read in another encoding, and the work goes on.
+    """
+    parted = {name: new.options.get(name) for name in ("words", "user_dict")}
+    same_files = [f.name for f in old.inputs] == [f.name for f in new.inputs]
+    inputs = old.inputs if same_files else new.inputs
+    as_new = msgspec.structs.replace(new, options=old.options | parted, inputs=inputs)
+    return differences(old, as_new)
 
 
 def _refuse_stale(out: Path, found: str, overwrite: bool) -> None:
@@ -302,7 +323,7 @@ def _encode_all(
     settings: EncodeSettings,
     work: Path,
     workers: int,
-    size: Estimate,
+    size: int,
     tell: Progress,
 ) -> tuple[list[Path], int]:
     """Make the part files; returns their paths in order, and how many were there."""
@@ -314,10 +335,11 @@ def _encode_all(
             paths.append(work / f"part-{number:06d}")
             yield paths[-1], chunk
 
-    for was_there, length in make_parts(jobs(), settings, workers):
-        kept += was_there
-        done += length
-        tell(PrepareEvent("encode", done, max(done, size.text)))
+    with closing(make_parts(jobs(), settings, workers)) as parts:
+        for was_there, length in parts:
+            kept += was_there
+            done += length
+            tell(PrepareEvent("encode", done, max(done, size)))
     tell(PrepareEvent("encode", done, done))
     return paths, kept
 

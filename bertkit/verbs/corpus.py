@@ -15,7 +15,7 @@ from bertkit.verbs.options import Common, Report, Switch
 
 if TYPE_CHECKING:
     from bertkit.text.corpus import CorpusOptions, CorpusReport
-    from bertkit.text.vocab import VocabReport
+    from bertkit.text.vocab import ScriptCoverage, VocabReport
     from bertkit.train.prepare import PrepareEvent, PrepareReport
 
 # One paragraph in so many is kept from the vocabulary, to measure its coverage on; at most so many
@@ -24,6 +24,8 @@ HELD_OUT_EVERY, HELD_OUT_CHARACTERS = 100, 2_000_000
 # A domain's corpus is often small: more of it is kept where a vocabulary is only extended.
 HELD_OUT_EVERY_EXTENDING = 20
 SIZE, MIN_FREQUENCY = 30522, 2
+# What `prepare` warns of: this share of [UNK]; Chinese without its words, from this share on.
+MUCH_UNKNOWN, MUCH_HAN = 0.05, 0.3
 ADD, MIN_FREQUENCY_EXTENDING = 1000, 5
 
 
@@ -136,6 +138,7 @@ def vocab(
         return _extend(corpus, options.extend, options, reading, common)
     if options.add is not None:
         raise UsageError("--add goes with --extend MODEL; the size of a new vocabulary is --size")
+    _check_out(options.out)
     if (options.out / "tokenizer.json").exists() and not options.overwrite:
         raise UsageError(f"{options.out} holds a tokenizer already; say --overwrite to replace it")
     from bertkit.text.corpus import CorpusReport
@@ -162,6 +165,11 @@ def vocab(
             report = build_tokenizer(texts, held_out, options.out, chosen, progress=progress)
     _say_what_was_read(common, read)
     common.show({**report.to_dict(), "skipped": dict(read.skipped)}, _coverage(report))
+
+
+def _check_out(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder} is a file; name a folder")
 
 
 def _or(value: int | None, default: int) -> int:
@@ -208,6 +216,7 @@ def _learned_from(
                 room -= len(text)
             else:
                 yield text
+    report.check()
 
 
 def _coverage(report: VocabReport) -> str:
@@ -217,7 +226,9 @@ def _coverage(report: VocabReport) -> str:
         f"{report.folder}: {len(result.vocab):,} tokens, {result.alphabet:,} of them characters, "
         f"from {result.words:,} words",
         *result.notes,
-        f"{'held out':<14}{'words':>12}{'[UNK]':>10}{'tokens a word':>15}",
+        *([] if report.held_out else ["no paragraph was held out: this is text it learned from"]),
+        f"{'held out' if report.held_out else 'corpus':<14}{'words':>12}{'[UNK]':>10}"
+        f"{'tokens a word':>15}",
     ]
     lines += [
         f"{row.script:<14}{row.words:>12,}{row.unk_rate:>10.3%}{row.tokens_per_word:>15.2f}"
@@ -256,6 +267,10 @@ class PrepareFlags:
         bool, Switch, Parameter(help="Replace shards that were made from something else.")
     ] = False
     show: Annotated[int, Parameter(help="Print so many examples as training will see them.")] = 0
+    masking: Annotated[
+        Literal["token", "word", "span"] | None,
+        Parameter(help="With --show: what is masked, as pretrain --masking; token by default."),
+    ] = None
 
 
 def prepare(
@@ -268,6 +283,11 @@ def prepare(
 ) -> None:
     """Turn a corpus into token shards, once; interrupted and run again, it continues."""
     common, reading = common or Common(), reading or ReadingOptions()
+    if options.masking is not None and not options.show:
+        raise UsageError(
+            "--masking goes with --show N here; training is told by pretrain --masking"
+        )
+    _check_out(options.out)
     from bertkit.train.prepare import PrepareOptions, prepare
 
     chosen = PrepareOptions(
@@ -279,17 +299,22 @@ def prepare(
         workers=options.workers,
         overwrite=options.overwrite,
     )
-    with common.progress("preparing", "bytes") as report:
-        result = prepare(
-            corpus, options.tokenizer, options.out, chosen, lambda e: _tell(common, report, e)
-        )
+    try:
+        with common.progress("preparing", "bytes") as report:
+            result = prepare(
+                corpus, options.tokenizer, options.out, chosen, lambda e: _tell(common, report, e)
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("run the same command again to continue") from None
     _say_what_was_read(common, result)
-    data: dict[str, Any] = {"out": str(options.out), **_plain(result)}
-    text = _shards(options.out, result)
+    notes = _notes(result, options.words)
+    data: dict[str, Any] = {"out": str(options.out), **_plain(result), "notes": notes}
+    text = "\n".join([_shards(options.out, result), *notes])
     if options.show:
         from bertkit.verbs.samples import show_samples
 
-        samples = show_samples(options.out, options.show, common.seed or 0)
+        masking = options.masking or "token"
+        samples = show_samples(options.out, options.show, common.seed or 0, masking)
         data["samples"] = samples.to_dict()
         text += "\n\n" + samples.text()
     common.show(data, text)
@@ -299,8 +324,50 @@ def _tell(common: Common, report: Report, event: PrepareEvent) -> None:
     if event.stage == "size":
         needed, free = event.done / 1e6, event.total / 1e6
         common.say(f"about {needed:,.1f} MB will be written; {free:,.0f} MB are free")
+        if event.scripts and event.scripts[-1].unk_rate > MUCH_UNKNOWN:
+            common.say(_unknown(f"{event.scripts[-1].unk_rate:.1%} of a sample", event.scripts))
     elif event.stage == "encode":
         report(event.done, max(event.done, event.total))
+
+
+def _unknown(share: str, scripts: list[ScriptCoverage]) -> str:
+    """A warning that names the scripts that most of the [UNK] are of."""
+    most = MUCH_UNKNOWN * sum(row.unk_words for row in scripts[:-1])
+    named = [
+        f"{row.unk_rate:.1%} of {row.script}: {' '.join(row.unk_examples)}"
+        for row in sorted(scripts[:-1], key=lambda row: -row.unk_words)
+        if row.unk_words > most
+    ]
+    return (
+        f"warning: {share} is [UNK] ({'; '.join(named)}): this tokenizer does not know the "
+        "script; learn one from this text (bertkit vocab), or name another --tokenizer"
+    )
+
+
+def _notes(report: PrepareReport, words: str) -> list[str]:
+    """What will be felt in training, one line each."""
+    notes = []
+    unknown = report.unknown_tokens / max(1, report.train.tokens + report.dev.tokens)
+    if unknown > MUCH_UNKNOWN:
+        notes.append(_unknown(f"{unknown:.1%} of the tokens", report.scripts))
+    counts = {row.script: row.words for row in report.scripts}
+    if words == "none" and counts.get("Han", 0) > MUCH_HAN * counts.get("all", 0):
+        notes.append(
+            "note: much of the text is Chinese, and --words is none: whole-word masking will not "
+            "know Chinese words; if you want it, prepare with --words jieba"
+        )
+    apart = "in plain text, blank lines, --documents line or --documents file set documents apart"
+    if report.documents - report.cut == 1:
+        notes.append(
+            "note: all of the text is one document, so the random segments B of next-sentence "
+            f"prediction come from it too; {apart} (or train with --objective mlm)"
+        )
+    elif report.dev.documents == 1:
+        notes.append(
+            "note: the held-out text is of one document, so the random segments B of evaluation "
+            f"come from it too; more documents help; {apart}"
+        )
+    return notes
 
 
 def _plain(report: PrepareReport) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bertkit.data.collate import Vocabulary
 from bertkit.data.loader import PretrainLoader, SampleExample
@@ -45,13 +45,15 @@ class Samples:
         return "\n".join(lines)
 
 
-def show_samples(folder: Path, count: int, seed: int = 0) -> Samples:
-    """The first examples that default settings make of the shards in `folder`."""
+def show_samples(
+    folder: Path, count: int, seed: int = 0, masking: Literal["token", "word", "span"] = "token"
+) -> Samples:
+    """The first examples that default settings make of the shards in `folder`, so masked."""
     from bertkit.train.setup import vocabulary_of
 
     tokenizer = BertTokenizer.from_pretrained(folder / "tokenizer")
     vocabulary: Vocabulary = vocabulary_of(tokenizer)
-    settings = DataSettings()
+    settings = DataSettings(masking=masking)
     store = TokenStore(folder / "train")
     loader = PretrainLoader(
         [store], settings, vocabulary, seed=seed, batch_tokens=settings.max_length * 32

@@ -248,6 +248,15 @@ def test_coverage_counts_unknown_words_by_script() -> None:
     assert (rows["all"].words, rows["all"].unk_words) == (7, 5)
 
 
+def test_without_held_out_text_the_corpus_stands_in(tmp_path: Path) -> None:
+    report = build_tokenizer(["one two", "two 3"], [], tmp_path, VocabOptions(size=100))
+    assert (report.held_out, report.to_dict()["held_out"]) == (False, False)
+    assert {row.script: row.words for row in report.coverage} == {"Latin": 3, "Digits": 1, "all": 4}
+    assert report.result.words == 4
+    other = build_tokenizer(["one two"], ["two"], tmp_path, VocabOptions(size=100))
+    assert (other.held_out, other.coverage[-1].words) == (True, 1)
+
+
 def test_progress_and_report(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     texts = (english(3000, seed) for seed in range(80))

@@ -346,7 +346,7 @@ def test_standard_input(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.Mon
     assert ours == theirs
     bad = io.BytesIO(text.encode() + b"\n\xff\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(bad))
-    with pytest.raises(DataError, match=r"^-:151: bad encoding"):
+    with pytest.raises(DataError, match=r"^standard input, line 151: bad encoding"):
         prepare(["-"], tokenizer, tmp_path / "bad")
 
 
