@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, Self
 
-from bertkit.tasks.outcomes import ScoredMeter, Table, written
+from bertkit.tasks.outcomes import Record, ScoredMeter
 from bertkit.tasks.records import ChoiceRow, QuestionRow, Row, TagRow, TextRow
 
 # Upper ends of the classes of lengths, in characters, and of numbers of entities.
@@ -103,19 +103,18 @@ class Breakdown:
                 self._meter(kind, group).merge(meter)
                 self.rows[kind][group] += other.rows[kind][group]
 
-    def tables(self) -> dict[str, Table]:
-        """By kind of group, one line for each group with the task's main figures."""
-        tables = {}
+    def records(self) -> dict[str, list[Record]]:
+        """By kind of group: each group with its rows and the task's main figures."""
+        found: dict[str, list[Record]] = {}
         for kind, meters in self.meters.items():
             figures = {group: meters[group].figures() for group in sorted(meters, key=by_size)}
-            every = next(iter(figures.values()))
+            every = set.intersection(*map(set, figures.values()))
             names = [name for name in dict.fromkeys([self.metric, *SHOWN]) if name in every][:3]
-            lines = tuple(
-                (group, f"{self.rows[kind][group]:,}", *(written(found[name]) for name in names))
-                for group, found in figures.items()
-            )
-            tables[kind] = Table((kind, "rows", *names), lines)
-        return tables
+            found[kind] = []
+            for group, one in figures.items():
+                line: Record = {kind: group, "rows": self.rows[kind][group]}
+                found[kind].append(line | {name: one[name] for name in names})
+        return found
 
 
 def by_size(group: str) -> tuple[float, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bertkit.errors import UsageError
 from bertkit.infer.breakdown import by_size, groups, labels
-from bertkit.tasks.outcomes import Floats, ScoredMeter, Table
+from bertkit.tasks.outcomes import Floats, Record, ScoredMeter
 from bertkit.tasks.records import Row
 
 RESAMPLES = 10_000
@@ -168,16 +168,14 @@ class Comparison:
         sides = figure(self.meters[0]), figure(self.meters[1])
         return paired_bootstrap(self.kinds, sides, metric, resamples, seed)
 
-    def table(self) -> Table:
+    def records(self) -> list[Record]:
         """Who does better where, row by row."""
         order = sorted(
             self.wins, key=lambda g: (g[0] != "all", g[0] != "label", g[0], by_size(g[1]))
         )
-        lines = [
-            (
-                f"{kind}: {group}" if kind != "all" else group,
-                *(f"{n:,}" for n in self.wins[kind, group]),
-            )
+        names = ("first better", "second better", "equal")
+        return [
+            {"rows": f"{kind}: {group}" if kind != "all" else group}
+            | dict(zip(names, self.wins[kind, group], strict=True))
             for kind, group in order
         ]
-        return Table(("rows", "first better", "second better", "equal"), tuple(lines))

@@ -10,15 +10,24 @@ from typing import Any
 from bertkit.errors import DataError, UsageError
 from bertkit.infer.compare import Comparison, Difference
 from bertkit.infer.engine import stretches
-from bertkit.infer.predict import STRETCH_CHARACTERS, STRETCH_ROWS, answered
+from bertkit.infer.predict import STRETCH_CHARACTERS, STRETCH_ROWS, answered, check_pairs
 from bertkit.infer.report import Report
 from bertkit.tasks.answers import TaskAnswers
 from bertkit.tasks.formats import BadRows, Columns, RowFile, Summary, open_rows
-from bertkit.tasks.outcomes import LabelFigures, Table, figures_table, label_table, led_by
-from bertkit.tasks.records import QuestionRow, Row, TagRow
+from bertkit.tasks.outcomes import (
+    LabelFigures,
+    Record,
+    Table,
+    figures_table,
+    label_table,
+    led_by,
+    records_table,
+)
+from bertkit.tasks.records import Row
 from bertkit.tasks.task import Prediction, Task
 
 OVERWRITTEN = ("figures.md", "bad_cases.jsonl")
+AVERAGES = ("micro_", "macro_", "weighted_")
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Evaluation:
         rows: how many were measured.
         figures: by their names in scikit-learn, seqeval and SQuAD, the main one first.
         per_label: figures by label, averages last.
-        breakdown: tables by kinds of rows.
+        breakdown: by kind of rows, the figures of each group.
         skipped: bad rows left out.
         notes: what else a person should see.
         files: what was written.
@@ -46,13 +55,13 @@ class Evaluation:
     rows: int
     figures: dict[str, float]
     per_label: list[LabelFigures]
-    breakdown: dict[str, Table]
+    breakdown: dict[str, list[Record]]
     skipped: BadRows
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     other: dict[str, float] | None = None
     difference: Difference | None = None
-    wins: Table | None = None
+    wins: list[Record] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -62,26 +71,27 @@ class Evaluation:
             "rows": self.rows,
             "figures": self.figures,
             "per_label": [asdict(line) for line in self.per_label],
-            "breakdown": {kind: _records(table) for kind, table in self.breakdown.items()},
+            "breakdown": self.breakdown,
             "skipped": dict(self.skipped.counts),
             "files": [str(path) for path in self.files],
         }
         if self.difference is not None and self.wins is not None:
-            wins = _records(self.wins)
-            found |= {"other": self.other, "difference": asdict(self.difference), "wins": wins}
+            difference = asdict(self.difference)
+            found |= {"other": self.other, "difference": difference, "wins": self.wins}
         return found
 
     def tables(self) -> list[Table]:
-        """Every table: of all figures first."""
-        found = [figures_table(self.figures)]
+        """Every table: of all figures first, but for averages that the one by label has."""
+        shown = {
+            name: value
+            for name, value in self.figures.items()
+            if not (self.per_label and name.startswith(AVERAGES)) or name == self.metric
+        }
+        found = [figures_table(shown)]
         if self.per_label:
             found.append(label_table(self.per_label))
-        found += self.breakdown.values()
-        return found if self.wins is None else [*found, self.wins]
-
-
-def _records(table: Table) -> list[dict[str, str]]:
-    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+        found += map(records_table, self.breakdown.values())
+        return found if self.wins is None else [*found, records_table(self.wins)]
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ def evaluate_file(
         gathered.rows,
         gathered.figures(),
         gathered.meter.per_label(),
-        gathered.breakdown.tables(),
+        gathered.breakdown.records(),
         bad,
         notes,
         [] if options.out is None else sorted(options.out.iterdir()),
@@ -167,6 +177,7 @@ def _open_labelled(
     path: str | Path, task: Task[Any], options: EvaluateOptions, say: Callable[[str], None]
 ) -> RowFile:
     file = open_rows(path, task.name, options.columns)
+    check_pairs(file, task)
     say(f"{'standard input' if file.path == '-' else file.path}:")
     for line in file.describe():
         say(f"  {line}")
@@ -205,47 +216,19 @@ def _look_through(
     Raises:
         DataError: a row is bad, and bad rows are not to be skipped.
     """
-    summary = Summary()
-    for row in _measurable(file, task, BadRows() if skip_bad_rows else None):
+    summary, kept = Summary(), BadRows() if skip_bad_rows else None
+    for row in task.measurable(file.rows(kept), kept):
         summary.add(row)
     for line in [*summary.lines(), *file.findings.lines()]:
         say(f"  {line}")
     return summary.rows
 
 
-def _measurable(file: RowFile, task: Task[Any], bad: BadRows | None) -> Iterator[Row]:
-    """The rows whose labels the model knows."""
-    for row in file.rows(bad):
-        try:
-            _check_labelled(row)
-            task.check(row)
-        except DataError as error:
-            if bad is None:
-                raise DataError(
-                    f"{error.what} (or skip such rows: --skip-bad-rows)",
-                    row.place.path,
-                    row.place.line,
-                ) from error
-            bad.add(row.place, f"label: {error.what}")
-            continue
-        yield row
-
-
-def _check_labelled(row: Row) -> None:
-    match row:
-        case TagRow(entities=label) | QuestionRow(answers=label):
-            there = label is not None
-        case _:
-            there = row.label is not None
-    if not there:
-        raise DataError("the row has no label; evaluation needs one in every row", *row.place)
-
-
 def _answers_of(
     answers: TaskAnswers, file: RowFile, bad: BadRows | None
 ) -> Iterator[tuple[Row, Prediction]]:
     """Each row with its prediction."""
-    rows = _measurable(file, answers.task, bad)
+    rows = answers.task.measurable(file.rows(bad), bad)
     for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
         yield from zip(*answered(answers, ahead, bad), strict=True)
 
@@ -269,7 +252,7 @@ class Pair:
         return {
             "other": led_by(self.metric, self.meter.figures()),
             "difference": self.comparison.difference(self.metric),
-            "wins": self.comparison.table(),
+            "wins": self.comparison.records(),
         }
 
     def read(self, file: RowFile, bad: BadRows | None) -> Iterator[tuple[Row, Prediction]]:
@@ -278,7 +261,7 @@ class Pair:
         Raises:
             UsageError: there is no such figure, or it cannot be compared; at the first row.
         """
-        rows = _measurable(file, self.first.task, bad)
+        rows = self.first.task.measurable(file.rows(bad), bad)
         for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
             good, predictions = answered(self.first, ahead, bad)
             of_first = dict(zip(map(id, good), predictions, strict=True))

@@ -110,8 +110,7 @@ def record(task: Task[Any], row: Row, prediction: Any, texts: dict[str, str]) ->
     elif task.name in ("classify", "choose"):
         found["label"] = prediction[0]["label"]
     elif task.name == "qa":
-        keys = ("answer", "score", "start", "end", "null_odds")
-        prediction = {key: prediction[key] for key in keys}
+        prediction = {key: value for key, value in prediction.items() if key != "id"}
     return found | {"prediction": prediction}
 
 
@@ -157,7 +156,11 @@ def _cells(task: Task[Any], prediction: Any) -> list[list[Any]]:
 
 
 def conll(task: Task[Any], row: TagRow, prediction: Any) -> str:
-    """The row's words, each with its tag in the model's scheme, and a blank line."""
+    """The row's words, each with its tag in the model's scheme, and a blank line.
+
+    Entities that the model spelled illegally stay so: scored strictly or by conlleval, the file has
+    the figures that an evaluation of the same rows has.
+    """
     assert isinstance(task, Tag)
     words = words_of(row)
     starts, ends = [start for start, _ in words], [end for _, end in words]
@@ -165,7 +168,8 @@ def conll(task: Task[Any], row: TagRow, prediction: Any) -> str:
         Span(bisect_right(ends, one["start"]), bisect_left(starts, one["end"]), one["entity_group"])
         for one in prediction
     ]
-    tags = to_tags(spans, len(words), task.scheme)
+    loose = {s for s, one in zip(spans, prediction, strict=True) if not one.get("strict", True)}
+    tags = to_tags(spans, len(words), task.scheme, loose)
     lines = [f"{row.text[a:b]}\t{tag}\n" for (a, b), tag in zip(words, tags, strict=True)]
     return "".join([*lines, "\n"])
 

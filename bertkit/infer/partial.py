@@ -19,6 +19,7 @@ import msgspec
 
 from bertkit.checkpoint.files import sync, write_atomically
 from bertkit.errors import DataError, StaleDataError, UsageError
+from bertkit.tasks.records import Where
 
 try:
     import fcntl
@@ -37,14 +38,14 @@ class Done(msgspec.Struct):
         made_from: a checksum of each thing that the file follows from: input, model, options.
         rows: how many rows of the input are dealt with.
         size: bytes of FILE.partial that they take.
-        dropped: (line, why) of rows that the model could not take.
+        dropped: (where, why) of rows that the model could not take.
         finished: all rows are dealt with.
     """
 
     made_from: dict[str, str]
     rows: int = 0
     size: int = 0
-    dropped: list[tuple[int, str]] = msgspec.field(default_factory=list)
+    dropped: list[tuple[Where, str]] = msgspec.field(default_factory=list)
     finished: bool = False
 
 
@@ -61,7 +62,7 @@ class PartialFile:
         self.partial, self.progress = _beside(path)
         self._file: BinaryIO
 
-    def commit(self, text: str, rows: int, dropped: Iterable[tuple[int, str]] = ()) -> None:
+    def commit(self, text: str, rows: int, dropped: Iterable[tuple[Where, str]] = ()) -> None:
         """Add the text of so many rows, and have it on the disk before it is counted."""
         raw = text.encode()
         self._file.write(raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from bertkit.infer.partial import (
 )
 from bertkit.tasks.answers import TaskAnswers
 from bertkit.tasks.build import TASKS
-from bertkit.tasks.formats import BadRows, Columns, RowFile, open_rows
+from bertkit.tasks.formats import BadRows, Columns, Findings, RowFile, open_rows
 from bertkit.tasks.forward import predict
 from bertkit.tasks.load import load
 from bertkit.tasks.records import Place, Row
@@ -69,12 +69,14 @@ class Predicted:
         continued: how many rows an earlier run had dealt with.
         files: where they are; empty: on standard output.
         skipped: bad rows left out.
+        findings: what else was found in the file: blank lines.
     """
 
     rows: int
     continued: int = 0
     files: tuple[Path, ...] = ()
     skipped: BadRows = field(default_factory=BadRows)
+    findings: Findings = field(default_factory=Findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -83,6 +85,7 @@ class Predicted:
             "continued": self.continued,
             "files": [str(path) for path in self.files],
             "skipped": dict(self.skipped.counts),
+            "findings": dict(self.findings.counts),
         }
 
 
@@ -111,7 +114,41 @@ def open_answers(
     given = {name: value for name, value in options.items() if value is not None}
     if given:
         answers.task = answers.task.with_options(**given)
+        _check_used(answers.task, given)
     return answers
+
+
+def _check_used(task: Task[Any], given: Collection[str]) -> None:
+    """Refuse options of decoding that would change nothing.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in given:
+        if name == "threshold" and not task.options.multi_label:
+            raise UsageError(
+                "--threshold is for models that give several labels; this one does not"
+            )
+        if name != "threshold" and task.name != "qa":
+            raise UsageError(f"--{name} is for questions (qa); the model is for {task.name}")
+    if "null_threshold" in given and not task.options.no_answer:
+        raise UsageError("--null_threshold needs --no_answer: the model answers every question")
+
+
+def check_pairs(file: RowFile, task: Task[Any]) -> None:
+    """Refuse single texts for a model of pairs, and pairs for one of single texts.
+
+    Raises:
+        DataError: the file has the others.
+    """
+    wanted = task.options.pairs
+    if wanted is None or file.pairs in (None, wanted):
+        return
+    if wanted:
+        what = "the model learnt from pairs, these are single texts; name the second with --pair"
+    else:
+        what = "the model learnt from single texts, these are pairs; name the text with --text"
+    raise DataError(what, file.path)
 
 
 def answered(
@@ -184,6 +221,7 @@ def predict_file(
         return Predicted(done.rows - len(done.dropped), done.rows, files)
     _check_free(files, options.overwrite)
     file = open_rows(path, task.name, options.columns, labels=False)
+    check_pairs(file, task)
     say(f"{'standard input' if file.path == '-' else file.path}:")
     for line in file.describe():
         say(f"  {line}")
@@ -202,7 +240,7 @@ def predict_file(
         else:
             partial.become()
     rows = partial.done.rows - len(partial.done.dropped)
-    return Predicted(rows, before, files, bad if bad is not None else BadRows())
+    return Predicted(rows, before, files, bad if bad is not None else BadRows(), file.findings)
 
 
 def _check_free(files: tuple[Path, ...], overwrite: bool) -> None:

@@ -13,7 +13,7 @@ from bertkit.infer.calibration import Calibration
 from bertkit.infer.figures import draw_calibration, draw_confusion
 from bertkit.infer.wrong import WrongCases
 from bertkit.tasks.metrics import ClassifyMeter
-from bertkit.tasks.outcomes import ScoredMeter, figures_table, led_by
+from bertkit.tasks.outcomes import ScoredMeter, figures_table, led_by, records_table
 from bertkit.tasks.records import Row
 from bertkit.tasks.span_metrics import TagMeter
 
@@ -79,7 +79,7 @@ class Report:
         parts = [f"{self.rows:,} rows", figures_table(self.figures()).markdown()]
         if self.meter.per_label():
             parts.append(self.meter.table().markdown())
-        parts += [table.markdown() for table in self.breakdown.tables().values()]
+        parts += [records_table(x).markdown() for x in self.breakdown.records().values()]
         if isinstance(self.meter, TagMeter) and self.meter.errors:
             parts.append(figures_table(dict(sorted(self.meter.errors.items()))).markdown())
         if self.calibration.counts.any():

@@ -19,6 +19,7 @@ from bertkit.infer.predict import (
     Predicted,
     PredictOptions,
     answered,
+    check_pairs,
     until_bad,
 )
 from bertkit.tasks.answers import TaskAnswers
@@ -52,6 +53,7 @@ def predict_stream(
     errors: list[DataError] = []
     with told_before_waiting(stream.answer if path == "-" else lambda: None) as raised:
         file = open_rows(path, answers.task.name, options.columns, labels=False)
+        check_pairs(file, answers.task)
         rows = until_bad(file.rows(stream.bad), errors)
         if path == "-":
             for row in rows:
@@ -65,7 +67,8 @@ def predict_stream(
     stream.answer()
     for error in errors:
         raise error
-    return Predicted(stream.rows, skipped=stream.bad if stream.bad is not None else BadRows())
+    bad = stream.bad if stream.bad is not None else BadRows()
+    return Predicted(stream.rows, skipped=bad, findings=file.findings)
 
 
 class _Stream:

@@ -67,7 +67,7 @@ def case(row: Row, outcome: Outcome) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": row.id,
         "file": row.place.path,
-        "line": row.place.line,
+        "line" if isinstance(row.place.line, int) else "place": row.place.line,
         "confidence": outcome.confidence,
         "gold": outcome.gold,
         "predicted": outcome.predicted,

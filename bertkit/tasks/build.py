@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,9 +61,10 @@ def new_task(
         raise UsageError(f"max_length is {options.max_length}; the model reads {positions} tokens")
     options = _with_length(name, options, tokenizer, positions)
     if name == "classify":
-        labels, several = learn_labels(rows)
+        pairs: set[bool] = set()
+        labels, several = learn_labels(_watch_pairs(rows, pairs))
         multi = options.multi_label or several
-        options = replace(options, multi_label=multi)
+        options = replace(options, multi_label=multi, pairs=_all_alike(pairs))
         return (MultiLabel if multi else Classify)(tokenizer, labels, options)
     if name == "tag":
         tags, scheme = learn_tags(rows, options.scheme)
@@ -71,10 +72,22 @@ def new_task(
     if name == "qa":
         return Answer(tokenizer, learn_answers(rows, options))
     if name == "regress":
-        return Regress(tokenizer, options)
+        pairs = {row.pair is not None for row in rows}
+        return Regress(tokenizer, replace(options, pairs=_all_alike(pairs)))
     if name == "choose":
         return Choose(tokenizer, options)
     raise UsageError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
+
+
+def _watch_pairs(rows: Iterable[Any], pairs: set[bool]) -> Iterator[Any]:
+    """The rows; whether they are pairs goes to `pairs`."""
+    for row in rows:
+        pairs.add(row.pair is not None)
+        yield row
+
+
+def _all_alike(pairs: set[bool]) -> bool | None:
+    return pairs.pop() if len(pairs) == 1 else None
 
 
 def saved_task(config: BertConfig, tokenizer: BertTokenizer) -> Task[Any]:

@@ -15,7 +15,7 @@ from bertkit.tasks.columns import Columns
 from bertkit.tasks.inputs import Input, json_items
 from bertkit.tasks.labelled import id_of
 from bertkit.tasks.reading import Reading
-from bertkit.tasks.records import ChoiceRow
+from bertkit.tasks.records import ChoiceRow, Where
 from bertkit.tasks.tables import Table
 
 CONTEXTS = "context sent1 ctx article passage premise paragraph document text startphrase".split()
@@ -75,19 +75,18 @@ class ChoiceTable:
 
     def rows(self, reading: Reading) -> Iterator[ChoiceRow]:
         """The questions."""
-        number = 0
         for line, record in self.table.read(reading):
             several = isinstance(record.get(self.question or ""), list)
             for one in _race(record, self) if several else [record]:
                 try:
-                    row = self._row(one, line, number, reading)
+                    row = self._row(one, line, reading)
                 except DataError as error:
                     reading.refuse(error)
                     continue
-                number += 1
+                reading.passed += 1
                 yield row
 
-    def _row(self, record: dict[str, Any], line: int, number: int, reading: Reading) -> ChoiceRow:
+    def _row(self, record: dict[str, Any], line: Where, reading: Reading) -> ChoiceRow:
         source = self.table.source
         if self.choices is not None and record.get(self.choices) is not None:
             given, letters = _choices(record[self.choices])
@@ -104,11 +103,12 @@ class ChoiceTable:
             "label": label if self.labelled and reading.labels else None,
         }
         wanted = self.labelled and reading.labels
-        return choice_row(what, id_of(record, self.id, number), line, (source, reading, wanted))
+        identity = id_of(record, self.id, reading.passed)
+        return choice_row(what, identity, line, (source, reading, wanted))
 
 
 def choice_row(
-    what: dict[str, Any], identity: str, line: int, about: tuple[Input, Reading, bool]
+    what: dict[str, Any], identity: str, line: Where, about: tuple[Input, Reading, bool]
 ) -> ChoiceRow:
     """Check and build one row.
 
@@ -222,13 +222,13 @@ class C3File:
     def rows(self, reading: Reading) -> Iterator[ChoiceRow]:
         """The questions, numbered through the file."""
         number = 0
-        for item in json_items(self.source):
+        for nth, item in enumerate(json_items(self.source), start=1):
             match item:
                 case [list() as sentences, list() as questions, *rest]:
                     identity = str(rest[0]) if rest else str(number)
                 case _:
                     what = "broken C3: [sentences, questions, id] is expected"
-                    reading.refuse(self.source.error(what, number + 1))
+                    reading.refuse(self.source.error(what, f"item {nth}"))
                     continue
             for i, question in enumerate(questions):
                 number += 1
@@ -240,8 +240,9 @@ class C3File:
     def _row(
         self, sentences: list[Any], question: Any, identity: str, number: int, reading: Reading
     ) -> ChoiceRow:
+        place = f"question {number} ({identity})"
         if not isinstance(question, dict):
-            raise self.source.error("broken C3: a question is no object", number)
+            raise self.source.error("broken C3: a question is no object", place)
         what = {
             "context": _joined(sentences),
             "question": question.get("question", ""),
@@ -250,5 +251,5 @@ class C3File:
             "label": question.get("answer"),
         }
         return choice_row(
-            what, identity, number, (self.source, reading, self.labelled and reading.labels)
+            what, identity, place, (self.source, reading, self.labelled and reading.labels)
         )

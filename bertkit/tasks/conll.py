@@ -18,7 +18,7 @@ from bertkit.errors import DataError
 from bertkit.tasks.columns import Columns
 from bertkit.tasks.inputs import Input, Line
 from bertkit.tasks.reading import Reading
-from bertkit.tasks.records import Span, TagRow
+from bertkit.tasks.records import Span, TagRow, Where
 from bertkit.tasks.schemes import (
     LETTERS,
     OUTSIDE,
@@ -88,19 +88,16 @@ class ConllFile:
 
     def rows(self, reading: Reading) -> Iterator[TagRow]:
         """The sentences that have words."""
-        number = 0
         for lines, words, tags in self._sentences(reading):
             try:
-                row = self._row(lines, words, tags, number, reading)
+                row = self._row(lines, words, tags, reading)
             except DataError as error:
                 reading.refuse(error)
                 continue
-            number += 1
+            reading.passed += 1
             yield row
 
-    def _row(
-        self, lines: list[int], words: list[str], tags: list[str], number: int, reading: Reading
-    ) -> TagRow:
+    def _row(self, lines: list[int], words: list[str], tags: list[str], reading: Reading) -> TagRow:
         text, places = join_words(words, self.joiner or "")
         if not text.strip():
             raise self.source.error("empty text: the sentence is blank", lines[0])
@@ -110,7 +107,7 @@ class ConllFile:
             if self.scheme == PLAIN or not {OUTSIDE}.issuperset(tags):
                 self._check(lines, tags, reading)
                 entities = spans_of_words(tags, places, self.scheme)
-        return TagRow(str(number), text, entities, places, reading.place(lines[0]))
+        return TagRow(str(reading.passed), text, entities, places, reading.place(lines[0]))
 
     def _check(self, lines: list[int], tags: list[str], reading: Reading) -> None:
         """Tags that are not of the scheme are bad; those that break its order are noted."""
@@ -193,6 +190,8 @@ def looks_like_conll(source: Input) -> bool:
         return False
     tabs = 2 * sum("\t" in line for line in body) > len(body)
     cells = [x.split("\t") if tabs else [c for c in x.split(" ") if c] for x in body]
+    if tabs and any(_are_texts([row[i] for row in cells]) for i in (0, -1)):
+        return False
     width = Counter(map(len, cells)).most_common(1)[0][0]
     if width == 1:
         single = sum(len(line) == 1 for line in body)
@@ -204,6 +203,22 @@ def looks_like_conll(source: Input) -> bool:
     # Labels without prefixes: each line alike, and sentences of several lines.
     same = sum(len(c) == width for c in cells)
     return blank and 50 * same >= 49 * len(cells)
+
+
+def _are_texts(cells: Sequence[str]) -> bool:
+    """Whether a column holds texts rather than words or tags."""
+    return 2 * sum(" " in cell.strip() or len(cell) > 20 for cell in cells) > len(cells)
+
+
+def holds_tags(source: Input) -> bool:
+    """Whether a file is of words with tags like B-PER: no table of texts with labels."""
+    if source.kind in EXTENSIONS:
+        return True
+    lines = [line.strip(" \t") for line in source.first_lines(LOOK)]
+    tags = [line.replace("\t", " ").rpartition(" ")[2] for line in lines if line]
+    like = [tag for tag in tags if _TAG_LIKE.fullmatch(tag)]
+    parted = "" in lines[1:-1] and any(len(tag) > 1 for tag in like)
+    return parted and 5 * len(like) >= 4 * len(tags)
 
 
 def joiner_of(words: Sequence[str]) -> str:
@@ -239,7 +254,7 @@ def spans_of_words(
     )
 
 
-def check_tags(tags: Sequence[str], scheme: str, source: Input, lines: Sequence[int]) -> None:
+def check_tags(tags: Sequence[str], scheme: str, source: Input, lines: Sequence[Where]) -> None:
     """Refuse tags that the scheme does not have.
 
     Raises:

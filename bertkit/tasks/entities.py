@@ -12,7 +12,7 @@ Of nested and overlapping entities the longest is kept, of equally long ones the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertkit.errors import DataError
@@ -20,11 +20,12 @@ from bertkit.tasks.columns import Columns
 from bertkit.tasks.conll import check_tags, join_words, joiner_of, spans_of_words
 from bertkit.tasks.labelled import id_of, text_of
 from bertkit.tasks.reading import Reading
-from bertkit.tasks.records import Span, TagRow
+from bertkit.tasks.records import Span, TagRow, Where
 from bertkit.tasks.schemes import detect_scheme, illegal
 from bertkit.tasks.tables import Table
+from bertkit.text.sentences import word_spans
 
-TEXTS = ("text", "sentence", "data", "content", "raw_text", "context")
+TEXTS = ("text", "text_a", "sentence", "data", "content", "raw_text", "context", "review")
 TOKENS = ("tokens", "words", "text", "sentence")
 SPANS = ("entities", "label", "labels", "spans", "ents", "annotations")
 TAGS = ("ner_tags", "tags", "labels", "label", "pos_tags", "chunk_tags", "ner")
@@ -60,6 +61,10 @@ class EntityTable:
             what = f"there is no column {columns.label!r}; there are {table.columns()}"
             raise table.source.error(what)
         self.id = _first(names, (columns.id,) if columns.id else ("id", "idx", "guid"))
+        if columns.label is None and not any(
+            isinstance(record.get(self.label or ""), list | dict | None) for record in sample
+        ):
+            self.label = None  # a label of the whole text
         self.labelled = self.label is not None
         self.layout = self._layout()
         self.scheme, self.joiner = columns.scheme or "BIO", columns.joiner
@@ -98,7 +103,7 @@ class EntityTable:
 
     def describe(self) -> list[str]:
         """What was understood."""
-        lines = [f"{self.table.format}, {self.layout if self.labelled else 'no labels'}"]
+        lines = [f"{self.table.format}, {self.layout if self.labelled else 'no entities'}"]
         parts = {"id": self.id, "text": self.text, "entities": self.label}
         lines.append("; ".join(f"{role}: {name}" for role, name in parts.items() if name))
         if self.tokens is not None:
@@ -108,31 +113,30 @@ class EntityTable:
 
     def rows(self, reading: Reading) -> Iterator[TagRow]:
         """The rows."""
-        number = 0
         for line, record in self.table.read(reading):
             try:
                 if self.tokens is not None:
-                    row = self._token_row(record, line, number, reading)
+                    row = self._token_row(record, line, reading)
                 else:
-                    row = self._text_row(record, line, number, reading)
+                    row = self._text_row(record, line, reading)
             except DataError as error:
                 reading.refuse(error)
                 continue
-            number += 1
+            reading.passed += 1
             yield row
 
-    def _text_row(self, record: dict[str, Any], line: int, number: int, reading: Reading) -> TagRow:
+    def _text_row(self, record: dict[str, Any], line: Where, reading: Reading) -> TagRow:
         assert self.text is not None
         text = text_of(record, self.text, self.table.source, line)
         entities = None
         if self.label is not None and reading.labels:
             spans = [self._settle(span, text, line) for span in self._spans(record, line)]
             entities = longest(text, spans, line, reading)
-        return TagRow(id_of(record, self.id, number), text, entities, None, reading.place(line))
+            note_parts_of_words(text, entities, line, reading)
+        identity = id_of(record, self.id, reading.passed)
+        return TagRow(identity, text, entities, None, reading.place(line))
 
-    def _token_row(
-        self, record: dict[str, Any], line: int, number: int, reading: Reading
-    ) -> TagRow:
+    def _token_row(self, record: dict[str, Any], line: Where, reading: Reading) -> TagRow:
         source = self.table.source
         words = _list(record.get(self.tokens or ""))
         if not words or not all(isinstance(word, str) for word in words):
@@ -150,9 +154,10 @@ class EntityTable:
             for i in illegal(tags, self.scheme):
                 reading.note(line, f"illegal tags, read as conlleval reads them: {tags[i]}")
             entities = spans_of_words(tags, places, self.scheme)
-        return TagRow(id_of(record, self.id, number), text, entities, places, reading.place(line))
+        identity = id_of(record, self.id, reading.passed)
+        return TagRow(identity, text, entities, places, reading.place(line))
 
-    def _spans(self, record: dict[str, Any], line: int) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def _spans(self, record: dict[str, Any], line: Where) -> Iterator[tuple[Any, Any, Any, Any]]:
         """(start, end exclusive if there is no surface, type, surface or None) as they stand."""
         value = record.get(self.label or "")
         if value is None and self.label not in record:
@@ -170,7 +175,7 @@ class EntityTable:
             else:
                 raise self._bad("[start, end, type] or an object is expected", line)
 
-    def _cluener(self, value: dict[str, Any], line: int) -> Iterator[tuple[Any, Any, Any, Any]]:
+    def _cluener(self, value: dict[str, Any], line: Where) -> Iterator[tuple[Any, Any, Any, Any]]:
         for label, surfaces in value.items():
             if not isinstance(surfaces, dict):
                 raise self._bad(f"{{surface: [[start, end]]}} is expected of {label!r}", line)
@@ -180,7 +185,7 @@ class EntityTable:
                         raise self._bad(f"[[start, end]] is expected of {surface!r}", line)
                     yield place[0], place[1], label, surface
 
-    def _settle(self, span: tuple[Any, Any, Any, Any], text: str, line: int) -> Span:
+    def _settle(self, span: tuple[Any, Any, Any, Any], text: str, line: Where) -> Span:
         """Check one entity against its text; the surface tells whether the end is inclusive."""
         start, end, label, surface = span
         if type(start) is not int or type(end) is not int:
@@ -199,7 +204,7 @@ class EntityTable:
             raise self._bad(f"[{start}, {end}] {what}, which has {len(text)} characters", line)
         return Span(start, end, label.strip())
 
-    def _bad(self, what: str, line: int) -> DataError:
+    def _bad(self, what: str, line: Where) -> DataError:
         return self.table.source.error(f"bad entity: {what}", line)
 
 
@@ -214,7 +219,7 @@ def _of_object(item: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     return one(STARTS), one(ENDS), label, one(names)
 
 
-def longest(text: str, spans: list[Span], line: int, reading: Reading) -> tuple[Span, ...]:
+def longest(text: str, spans: list[Span], line: Where, reading: Reading) -> tuple[Span, ...]:
     """Disjoint entities, ascending: of nested and overlapping ones the longest, the first."""
     kept: list[Span] = []
     for span in sorted(spans, key=lambda s: s.start - s.end):
@@ -229,6 +234,20 @@ def longest(text: str, spans: list[Span], line: int, reading: Reading) -> tuple[
             shown = f"{_show(text, span)} in {_show(text, rival)}"
             reading.note(line, f"{kind} entities, the longest kept: {shown}")
     return tuple(sorted(kept))
+
+
+def note_parts_of_words(text: str, spans: Sequence[Span], line: Where, reading: Reading) -> None:
+    """List the entities that no tags of whole words can say."""
+    if not spans:
+        return
+    words = word_spans(text)
+    starts, ends = {start for start, _ in words}, {end for _, end in words}
+    for span in spans:
+        if span.start not in starts or span.end not in ends:
+            touched = [w for w in words if w[0] < span.end and span.start < w[1]]
+            whole = text[touched[0][0] : touched[-1][1]] if touched else ""
+            shown = f"{_show(text, span)} is read as {whole[:40]!r}"
+            reading.note(line, f"entities that do not begin and end with words: {shown}")
 
 
 def _show(text: str, span: Span) -> str:

@@ -19,7 +19,7 @@ from typing import Protocol
 from bertkit.errors import DataError
 from bertkit.tasks.choices import C3File, ChoiceTable
 from bertkit.tasks.columns import Columns, is_header
-from bertkit.tasks.conll import ConllFile, looks_like_conll
+from bertkit.tasks.conll import ConllFile, holds_tags, looks_like_conll
 from bertkit.tasks.entities import EntityTable
 from bertkit.tasks.inputs import TABLES, Input
 from bertkit.tasks.labelled import TextTable
@@ -27,7 +27,7 @@ from bertkit.tasks.reading import BadRows, Findings, Reading
 from bertkit.tasks.records import Row, TagRow, TextRow
 from bertkit.tasks.squad import QuestionTable, SquadFile
 from bertkit.tasks.summary import Summary, summarize
-from bertkit.tasks.tables import Table, json_form, open_table
+from bertkit.tasks.tables import BLANK, Table, json_form, open_table
 
 __all__ = ["BadRows", "Columns", "Findings", "RowFile", "Summary", "open_rows", "summarize"]
 
@@ -49,12 +49,14 @@ class RowFile:
         path: as the user named it.
         task: what its rows are for.
         labelled: it has labels, and they are wanted.
+        pairs: its rows are pairs of texts (classify, regress); None: neither pairs nor texts.
         findings: what the last pass over the rows mended or left out on purpose.
     """
 
     def __init__(self, path: str, task: str, reader: _Reader, labels: bool) -> None:
         self.path, self.task, self._reader, self._labels = path, task, reader, labels
         self.labelled = reader.labelled and labels
+        self.pairs: bool | None = getattr(reader, "pairs", None)
         self.findings = Findings()
 
     def describe(self) -> list[str]:
@@ -92,12 +94,15 @@ def open_rows(
             none is left out, and no label can be wrong.
 
     Raises:
-        DataError: the file is missing, cannot be read, or can be understood in several ways.
+        DataError: the file is missing, cannot be read, is for another task, or can be understood
+            in several ways.
     """
     columns = columns or Columns()
     source = Input(str(path))
     if columns.format is not None and source.kind not in TABLES:
         source.kind = "." + columns.format
+    elif task != "tag" and holds_tags(source):
+        raise source.error(f"words with tags, a word a line; that is for tag, not for {task}")
     return RowFile(source.path, task, OPENERS[task](source, columns), labels)
 
 
@@ -118,7 +123,7 @@ def _open_tags(source: Input, columns: Columns) -> _Reader:
         return EntityTable(_table(source, columns), columns)
     if source.kind != ".lines" and looks_like_conll(source):
         return ConllFile(source, columns)
-    if source.kind == ".tsv":
+    if source.kind == ".tsv" or (source.kind != ".lines" and not _is_lines(source)):
         return EntityTable(_table(source, columns), columns)
     return LinesFile(source, tags=True)
 
@@ -167,16 +172,20 @@ def _is_lines(source: Input) -> bool:
 
 
 class LinesFile:
-    """Plain text without labels: each line that is not blank is a row.
+    """Plain text without labels: each line is a row, its id the line's number from 0.
+
+    Blank lines have nothing to answer: they are passed over and told.
 
     Attributes:
         labelled: never.
+        pairs: never; None where the texts are to be tagged.
     """
 
     labelled = False
 
     def __init__(self, source: Input, tags: bool) -> None:
         self.source, self.tags = source, tags
+        self.pairs = None if tags else False
 
     def describe(self) -> list[str]:
         """What was understood."""
@@ -184,14 +193,13 @@ class LinesFile:
 
     def rows(self, reading: Reading) -> Iterator[Row]:
         """The lines."""
-        number = 0
         for line, text in self.source.lines():
+            place = reading.place(line)
             if isinstance(text, DataError):
                 reading.refuse(text)
-            elif text.strip():
-                place = reading.place(line)
-                if self.tags:
-                    yield TagRow(str(number), text, None, None, place)
-                else:
-                    yield TextRow(str(number), text, None, None, place)
-                number += 1
+            elif not text.strip():
+                reading.note(line, BLANK)
+            elif self.tags:
+                yield TagRow(str(line - 1), text, None, None, place)
+            else:
+                yield TextRow(str(line - 1), text, None, None, place)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from bertkit.errors import DataError
+from bertkit.tasks.records import Where
 from bertkit.text.sources import BROKEN, kind_of, open_source
 
 HEAD = 1 << 20
@@ -152,7 +153,7 @@ class Input:
             self._document = whole
         return whole
 
-    def error(self, what: str, line: int | None = None) -> DataError:
+    def error(self, what: str, line: Where | None = None) -> DataError:
         """An error about this file."""
         return DataError(what, self.path, line)
 
@@ -170,7 +171,7 @@ def say(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def decode_json(raw: bytes | str | msgspec.Raw, source: Input, line: int | None) -> Any:
+def decode_json(raw: bytes | str | msgspec.Raw, source: Input, line: Where | None) -> Any:
     """One JSON value.
 
     Raises:

@@ -10,7 +10,7 @@ from bertkit.errors import DataError
 from bertkit.tasks.columns import Columns, Roles, describe_roles, find_roles
 from bertkit.tasks.inputs import Input
 from bertkit.tasks.reading import Reading
-from bertkit.tasks.records import TextRow
+from bertkit.tasks.records import TextRow, Where
 from bertkit.tasks.tables import Table
 
 Label = str | tuple[str, ...] | float
@@ -23,6 +23,7 @@ class TextTable:
 
     Attributes:
         labelled: there is a column of labels.
+        pairs: there are two columns of texts.
     """
 
     def __init__(self, table: Table, columns: Columns, numeric: bool) -> None:
@@ -30,6 +31,7 @@ class TextTable:
         self.roles: Roles = find_roles(table, columns, numeric)
         self.names = table.labels.get(self.roles.label or "", [])
         self.labelled = self.roles.label is not None
+        self.pairs = self.roles.pair is not None
 
     def describe(self) -> list[str]:
         """What was understood."""
@@ -38,20 +40,17 @@ class TextTable:
 
     def rows(self, reading: Reading) -> Iterator[TextRow]:
         """The rows; without agreement on the label a row is left out where labels are wanted."""
-        number = 0
         for line, record in self.table.read(reading):
             try:
-                row = self._row(record, line, number, reading)
+                row = self._row(record, line, reading)
             except DataError as error:
                 reading.refuse(error)
                 continue
-            number += 1
+            reading.passed += 1
             if row is not None:
                 yield row
 
-    def _row(
-        self, record: dict[str, Any], line: int, number: int, reading: Reading
-    ) -> TextRow | None:
+    def _row(self, record: dict[str, Any], line: Where, reading: Reading) -> TextRow | None:
         roles, source = self.roles, self.table.source
         text = text_of(record, roles.text, source, line)
         pair = None if roles.pair is None else text_of(record, roles.pair, source, line)
@@ -62,16 +61,17 @@ class TextTable:
                 reading.note(line, "left out, the label is -: the annotators did not agree")
                 return None
             label = self._label(value, line)
-        return TextRow(id_of(record, roles.id, number), text, pair, label, reading.place(line))
+        identity = id_of(record, roles.id, reading.passed)
+        return TextRow(identity, text, pair, label, reading.place(line))
 
-    def _label(self, value: Any, line: int) -> Label:
+    def _label(self, value: Any, line: Where) -> Label:
         if self.numeric:
             return _number(value, self.table.source, line)
         if isinstance(value, list):
             return tuple(dict.fromkeys(self._name(item, line) for item in value))
         return self._name(value, line)
 
-    def _name(self, value: Any, line: int) -> str:
+    def _name(self, value: Any, line: Where) -> str:
         """A label's name; numbers of classes that the file names get those names."""
         if self.names and isinstance(value, int) and 0 <= value < len(self.names):
             return self.names[value]
@@ -86,7 +86,7 @@ class TextTable:
         raise self.table.source.error(f"no label: {self.roles.label} is {_short(value)}", line)
 
 
-def _number(value: Any, source: Input, line: int) -> float:
+def _number(value: Any, source: Input, line: Where) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
@@ -101,7 +101,7 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
-def text_of(record: dict[str, Any], column: str, source: Input, line: int) -> str:
+def text_of(record: dict[str, Any], column: str, source: Input, line: Where) -> str:
     """A text field.
 
     Raises:

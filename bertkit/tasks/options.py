@@ -26,6 +26,7 @@ class TaskOptions:
         scheme: what the model's tags are, one of schemes.SCHEMES; "": plain where each word
             has a label of its own, else BIO.
         multi_label: a text may have several labels, or none.
+        pairs: the rows learnt from were pairs of texts, or (False) single texts; None: not known.
         threshold: a label of several counts as given from this probability on.
         squad_metric: squad, squad2 or cmrc; "": squad2 with no_answer, cmrc for Chinese passages.
     """
@@ -40,6 +41,7 @@ class TaskOptions:
     crf: bool = False
     scheme: str = ""
     multi_label: bool = False
+    pairs: bool | None = None
     threshold: float = 0.5
     squad_metric: str = ""
 

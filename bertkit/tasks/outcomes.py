@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.errors import DataError
-from bertkit.tasks.records import Place
+from bertkit.tasks.records import Place, Row
 from bertkit.tasks.task import Meter
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-RowT = TypeVar("RowT")
+RowT = TypeVar("RowT", bound=Row)
+# One line of a table as plain values: names, counts, figures.
+Record = dict[str, str | int | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,12 @@ class ScoredMeter(Meter, Generic[RowT]):
         if not labels:
             return figures_table(self.figures())
         return label_table(labels)
+
+
+def records_table(records: Sequence[Record]) -> Table:
+    """One line for each record; of all, the keys of the first."""
+    rows = (tuple(x if isinstance(x, str) else written(x) for x in one.values()) for one in records)
+    return Table(tuple(records[0]), tuple(rows))
 
 
 def figures_table(figures: Mapping[str, float]) -> Table:

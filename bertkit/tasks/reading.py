@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from bertkit.errors import DataError
-from bertkit.tasks.records import Place
+from bertkit.tasks.records import Place, Where
 
 KEPT = 1000
 SHOWN = 3
@@ -55,7 +55,7 @@ class BadRows(Findings):
     """Rows that were left out because they are bad; hand one in to skip them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """One pass over a file: where its errors and repairs go.
 
@@ -64,14 +64,16 @@ class Reading:
         bad: bad rows are counted here and skipped; None: they raise.
         findings: what was mended or left out on purpose.
         labels: whether labels are wanted; where not, they cannot be wrong.
+        passed: how many rows have been read, bad ones too: the number of the next, from 0.
     """
 
     path: str
     bad: BadRows | None
     findings: Findings
     labels: bool = True
+    passed: int = 0
 
-    def place(self, line: int) -> Place:
+    def place(self, line: Where) -> Place:
         """The place of a line of this file."""
         return Place(self.path, line)
 
@@ -84,8 +86,9 @@ class Reading:
         if self.bad is None:
             what = f"{error.what} (or skip bad rows: --skip-bad-rows)"
             raise DataError(what, self.path, error.line) from error
+        self.passed += 1
         self.bad.add(self.place(error.line or 0), error.what)
 
-    def note(self, line: int, what: str) -> None:
+    def note(self, line: Where, what: str) -> None:
         """Count something that was mended: "kind: detail"."""
         self.findings.add(self.place(line), what)

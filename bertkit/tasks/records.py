@@ -8,15 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+# Where a row stands in its file: the line from 1; where rows are no lines, "question 7 (q12)".
+Where = int | str
+
 
 class Place(NamedTuple):
-    """Where a row stands: the file, and the line (or the row's number) from 1."""
+    """Where a row stands: the file, and where in it."""
 
     path: str
-    line: int
+    line: Where
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        at = f":{self.line}" if isinstance(self.line, int) else f", {self.line}"
+        return self.path + at
 
 
 class Span(NamedTuple):
@@ -85,7 +89,7 @@ class QuestionRow:
         answers: those that count as right; empty where there is none (`is_impossible`); None:
             unlabelled.
         is_impossible: the file says that the passage does not answer it (SQuAD 2.0).
-        place: the file, and the number of the question in it from 1.
+        place: where the question stands.
     """
 
     id: str

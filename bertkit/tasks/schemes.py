@@ -17,7 +17,7 @@ same): a new stretch begins where the type changes, even without a B.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -123,16 +123,24 @@ def _breaks(before: Tag, tag: Tag) -> bool:
     return before.role in "ES" or tag.role in "BS" or before.type != tag.type
 
 
-def to_tags(spans: Iterable[Span], length: int, scheme: str = "BIO") -> list[str]:
-    """Spell disjoint stretches of `length` words; of "plain", words without one are O."""
+def to_tags(
+    spans: Iterable[Span], length: int, scheme: str = "BIO", loose: Collection[Span] = ()
+) -> list[str]:
+    """Spell disjoint stretches of `length` words; of "plain", words without one are O.
+
+    Those in `loose` are spelled illegally, as a model did: conlleval reads them, strict mode not.
+    """
     tags = [OUTSIDE] * length
-    for start, end, label in spans:
+    for span in spans:
+        start, end, label = span
         assert 0 <= start < end <= length, "a span lies outside of the words"
         assert all(tag == OUTSIDE for tag in tags[start:end]) or scheme == PLAIN, "spans overlap"
         if scheme == PLAIN:
             tags[start:end] = [label] * (end - start)
             continue
         first, inside, last, alone = tuple(LETTERS[scheme])
+        if span in loose:
+            first, alone = inside, first if scheme == "BIOS" else last
         letters = [first, *[inside] * (end - start - 2), last] if end - start > 1 else [alone]
         tags[start:end] = [f"{letter}-{label}" for letter in letters]
     return tags

@@ -211,7 +211,9 @@ class TagMeter(ScoredMeter[TagRow]):
         self.words += len(row.words)
 
     def outcome(self, row: TagRow, prediction: Any) -> Outcome:
-        """Score: the strict f1 of the row. Confidence: the mean of its entities', 1.0 of none.
+        """Score: the strict f1 of the row. Confidence: of the tag that the model was least sure of.
+
+        A list of entities that does not say so (`tag.Entities` does) has that of its least sure.
 
         Counts [3]: right, predicted and gold spans (plain: words).
         """
@@ -224,8 +226,8 @@ class TagMeter(ScoredMeter[TagRow]):
         return Outcome(
             score=2 * tp / both if both else 1.0,
             wrong=gold != predicted,
-            confidence=(
-                sum(score for score, _ in judgements) / len(judgements) if judgements else 1.0
+            confidence=getattr(
+                prediction, "confidence", min((score for score, _ in judgements), default=1.0)
             ),
             gold=_listed(row.text, gold),
             predicted=_listed(row.text, predicted),

@@ -15,7 +15,7 @@ from bertkit.tasks.columns import Columns
 from bertkit.tasks.inputs import Input, json_items
 from bertkit.tasks.labelled import id_of, text_of
 from bertkit.tasks.reading import Reading
-from bertkit.tasks.records import Answer, QuestionRow
+from bertkit.tasks.records import Answer, QuestionRow, Where
 from bertkit.tasks.tables import Table
 
 QUESTIONS = ("question", "query", "query_text", "question_text")
@@ -31,10 +31,9 @@ class Questions:
     def __init__(self, source: Input, reading: Reading) -> None:
         self.source, self.reading = source, reading
         self.ids: set[str] = set()
-        self.number = 0
 
     def row(
-        self, record: dict[str, Any], names: dict[str, str], context: str, line: int
+        self, record: dict[str, Any], names: dict[str, str], context: str, line: Where
     ) -> QuestionRow:
         """One question.
 
@@ -48,8 +47,7 @@ class Questions:
             DataError: it cannot be used.
         """
         question = self._question(record, names.get("question", "question"), line)
-        identity = id_of(record, names.get("id"), self.number)
-        self.number += 1
+        identity = id_of(record, names.get("id"), self.reading.passed)
         if identity in self.ids:
             raise self.source.error(f"duplicate id: {identity!r} was given to two questions", line)
         self.ids.add(identity)
@@ -62,9 +60,10 @@ class Questions:
             found = [] if impossible else [self._find(a, context, line) for a in given]
             answers = tuple(found)
         place = self.reading.place(line)
+        self.reading.passed += 1
         return QuestionRow(identity, question, context, answers, impossible, place)
 
-    def _question(self, record: dict[str, Any], key: str, line: int) -> str:
+    def _question(self, record: dict[str, Any], key: str, line: Where) -> str:
         value = record.get(key)
         if isinstance(value, str) and not value.strip():
             # CMRC 2018 has one; the official scores count it.
@@ -72,7 +71,7 @@ class Questions:
             return value
         return text_of(record, key, self.source, line)
 
-    def _given(self, record: dict[str, Any], key: str, line: int) -> Iterator[Answer]:
+    def _given(self, record: dict[str, Any], key: str, line: Where) -> Iterator[Answer]:
         """The answers as they stand: objects, strings, or lists of texts and of starts."""
         value = record[key]
         if isinstance(value, dict) and isinstance(value.get("text"), list):
@@ -100,7 +99,7 @@ class Questions:
                 continue
             yield Answer(item["text"], start if type(start) is int else NOWHERE)
 
-    def _find(self, answer: Answer, context: str, line: int) -> Answer:
+    def _find(self, answer: Answer, context: str, line: Where) -> Answer:
         text, start = answer
         if start >= 0 and context.startswith(text, start):
             return answer
@@ -150,38 +149,38 @@ class SquadFile:
         questions = Questions(self.source, reading)
         number = 0
         for article in json_items(self.source, "data"):
-            for paragraph in self._paragraphs(article, number + 1):
+            for paragraph in self._paragraphs(article, f"question {number + 1}"):
                 context: str | None = None
-                for qa in self._questions(paragraph, number + 1):
+                for qa in self._questions(paragraph, f"question {number + 1}"):
                     number += 1
+                    names = _names(list(qa) if isinstance(qa, dict) else [], Columns())
+                    place = f"question {number}"
+                    if "id" in names:
+                        place += f" ({qa[names['id']]})"
                     try:
                         if context is None:
-                            context = self._context(paragraph, number)
-                        yield self._row(questions, qa, context, number)
+                            context = self._context(paragraph, place)
+                        if not isinstance(qa, dict):
+                            raise self.source.error("broken SQuAD: a question is no object", place)
+                        yield questions.row(qa, {"answers": "answers"} | names, context, place)
                     except DataError as error:
                         reading.refuse(error)
 
-    def _row(self, questions: Questions, qa: Any, context: str, number: int) -> QuestionRow:
-        if not isinstance(qa, dict):
-            raise self.source.error("broken SQuAD: a question is no object", number)
-        names = {"answers": "answers", **_names(list(qa), Columns())}
-        return questions.row(qa, names, context, number)
-
-    def _context(self, paragraph: dict[str, Any], number: int) -> str:
+    def _context(self, paragraph: dict[str, Any], place: str) -> str:
         key = next((name for name in CONTEXTS if name in paragraph), "context")
-        return text_of(paragraph, key, self.source, number)
+        return text_of(paragraph, key, self.source, place)
 
-    def _paragraphs(self, article: Any, number: int) -> list[dict[str, Any]]:
+    def _paragraphs(self, article: Any, place: str) -> list[dict[str, Any]]:
         found = article.get("paragraphs", [article]) if isinstance(article, dict) else None
         if isinstance(found, list) and all(isinstance(item, dict) for item in found):
             return found
-        raise self.source.error("broken SQuAD: a list of paragraphs is expected", number)
+        raise self.source.error("broken SQuAD: a list of paragraphs is expected", place)
 
-    def _questions(self, paragraph: dict[str, Any], number: int) -> list[Any]:
+    def _questions(self, paragraph: dict[str, Any], place: str) -> list[Any]:
         found = paragraph.get("qas")
         if not isinstance(found, list):
             known = ", ".join(map(repr, list(paragraph)[:10]))
-            raise self.source.error(f"broken SQuAD: no list 'qas' beside {known}", number)
+            raise self.source.error(f"broken SQuAD: no list 'qas' beside {known}", place)
         return found
 
 

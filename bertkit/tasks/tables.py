@@ -1,6 +1,6 @@
 """Records out of tables: CSV, TSV, JSONL, JSON lists, Parquet and Arrow.
 
-A record is a line number and a mapping from column names to values. Columns of a table without a
+A record is its place and a mapping from column names to values. Columns of a table without a
 header are called "1", "2" and so on.
 """
 
@@ -16,11 +16,13 @@ from typing import Any
 from bertkit.errors import DataError
 from bertkit.tasks.inputs import TABLES, Input, Line, decode_json, json_items, say
 from bertkit.tasks.reading import Reading
+from bertkit.tasks.records import Where
 
 SAMPLE = 100
 MAX_FIELD = 1 << 26
+BLANK = "blank lines, passed over"
 
-Record = tuple[int, dict[str, Any]]
+Record = tuple[Where, dict[str, Any]]
 
 
 @dataclass
@@ -76,6 +78,8 @@ def open_json_lines(source: Input) -> Table:
                     yield number, _object(decode_json(line, source, number), source, number)
                 except DataError as error:
                     reading.refuse(error)
+            else:
+                reading.note(number, BLANK)
 
     return Table(source, "JSON lines", _keys(sample), True, sample, read)
 
@@ -85,8 +89,9 @@ def open_json(source: Input) -> Table:
 
     def read(reading: Reading) -> Iterator[Record]:
         for number, value in enumerate(json_items(source, "data"), start=1):
+            place = f"row {number}"
             try:
-                yield number, _object(value, source, number)
+                yield place, _object(value, source, place)
             except DataError as error:
                 reading.refuse(error)
 
@@ -95,10 +100,10 @@ def open_json(source: Input) -> Table:
     return Table(source, "JSON list", _keys(sample), True, sample, read)
 
 
-def _object(value: Any, source: Input, number: int) -> dict[str, Any]:
+def _object(value: Any, source: Input, place: Where) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = type(value).__name__
-        raise source.error(f"broken JSON: an object is expected, not a {kind}", number)
+        raise source.error(f"broken JSON: an object is expected, not a {kind}", place)
     return value
 
 
@@ -118,7 +123,7 @@ def open_separated(
     """
     split = _tab_rows if separator == "\t" else _quoted_rows
     lines: Iterator[Line] = enumerate(source.first_lines(SAMPLE), start=1)
-    rows = [row for _, row in split(lines, separator) if not isinstance(row, DataError)]
+    rows = [row for _, row in split(lines, separator) if row and not isinstance(row, DataError)]
     if not rows:
         raise source.error("broken file: no line of it can be read")
     first, rest = rows[0], rows[1:]
@@ -135,10 +140,12 @@ def open_separated(
     def read(reading: Reading) -> Iterator[Record]:
         found = split(source.lines(), separator)
         if has_header:
-            next(found)
+            next((row for _, row in found if row), None)
         for number, row in found:
             if isinstance(row, DataError):
                 reading.refuse(DataError(row.what, source.path, row.line))
+            elif not row:
+                reading.note(number, BLANK)
             elif len(row) != len(names):
                 what = f"columns: {len(row)} of them here, {len(names)} in the first line"
                 reading.refuse(source.error(what, number))
@@ -153,8 +160,8 @@ def _tab_rows(lines: Iterator[Line], separator: str) -> Iterator[tuple[int, list
     for number, line in lines:
         if isinstance(line, DataError):
             yield number, line
-        elif line.strip():
-            yield number, line.split(separator)
+        else:
+            yield number, line.split(separator) if line.strip() else []
 
 
 def _quoted_rows(
@@ -163,7 +170,7 @@ def _quoted_rows(
     """Rows of a CSV file, each with the line that it begins in."""
     csv.field_size_limit(MAX_FIELD)
     taken = 0  # lines of the row that is being read
-    errors: list[DataError] = []
+    errors: list[tuple[int, DataError]] = []
     at, ended = 0, False
 
     def feed() -> Iterator[str]:
@@ -171,7 +178,7 @@ def _quoted_rows(
         for number, line in lines:
             at = number
             if isinstance(line, DataError):
-                errors.append(line)
+                errors.append((number, line))
             else:
                 taken += 1
                 yield line + "\n"
@@ -188,12 +195,11 @@ def _quoted_rows(
         except csv.Error as error:
             problem = say(error)
         begins = at - taken + 1
-        for found in errors:
-            yield found.line or at, found
+        yield from errors
         if problem:
             what = f"broken CSV: {problem}; is a quote left open?"
             yield begins, DataError(what, None, begins)
-        elif row:
+        elif row is not None:
             yield begins, row
         errors.clear()
         taken = 0
@@ -247,7 +253,7 @@ def _columnar_rows(source: Input) -> Iterator[Record]:
     for batch in _batches(source):
         for row in batch.to_pylist():
             number += 1
-            yield number, row
+            yield f"row {number}", row
 
 
 def _batches(source: Input) -> Iterator[Any]:

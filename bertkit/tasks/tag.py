@@ -48,6 +48,19 @@ class TagScores(NamedTuple):
     crf: Crf | None
 
 
+class Entities(list[dict[str, Any]]):
+    """The prediction for a text: a list of entities.
+
+    Attributes:
+        confidence: the least probability that the model gave to one of the tags that it chose, O
+            too; 1.0 where there is no word.
+    """
+
+    def __init__(self, entities: Iterable[dict[str, Any]] = (), confidence: float = 1.0) -> None:
+        super().__init__(entities)
+        self.confidence = confidence
+
+
 class Tag(Task[TagRow]):
     """Labelled stretches of a text.
 
@@ -218,8 +231,9 @@ class Tag(Task[TagRow]):
         logits = torch.cat([one.logits for row in scores for one in row])
         counts = torch.tensor([sum(len(one.logits) for one in row) for row in scores])
         crf = scores[0][0].crf
-        sure = logits.softmax(-1)
+        sure = logits.softmax(-1) if crf is None else crf.marginals(logits, counts)
         tags = sure.argmax(-1) if crf is None else crf.decode(logits, counts)
+        chosen = sure.gather(-1, tags[:, None])[:, 0].double()
         ends = counts.cumsum(0).tolist()
         numbers = tags.tolist()
         spans = [
@@ -235,13 +249,16 @@ class Tag(Task[TagRow]):
             dtype=torch.int64,
         ).view(-1, 2)
         if crf is None:
-            sums = F.pad(sure.amax(-1).double().cumsum(0), (1, 0))
-            confidence = (sums[places[:, 1]] - sums[places[:, 0]]) / (places[:, 1] - places[:, 0])
+            sums = F.pad(chosen.cumsum(0), (1, 0))
+            scored = (sums[places[:, 1]] - sums[places[:, 0]]) / (places[:, 1] - places[:, 0])
         else:
-            confidence = crf.span_probability(logits, tags, counts, places)
-        sure_of = iter(confidence.tolist())
+            scored = crf.span_probability(logits, tags, counts, places)
+        sure_of, of_words = iter(scored.tolist()), chosen.tolist()
         return [
-            self._entities(row, found, [self.labels[n] for n in numbers[a:b]], sure_of)
+            Entities(
+                self._entities(row, found, [self.labels[n] for n in numbers[a:b]], sure_of),
+                min(of_words[a:b], default=1.0),
+            )
             for row, found, (a, b) in zip(rows, spans, pairwise([0, *ends]), strict=True)
         ]
 

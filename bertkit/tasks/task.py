@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -20,12 +20,13 @@ from torch import Tensor
 from bertkit.batch import Batch
 from bertkit.errors import DataError
 from bertkit.tasks.options import TaskOptions
-from bertkit.tasks.records import Place
+from bertkit.tasks.reading import BadRows
+from bertkit.tasks.records import Place, QuestionRow, Row, TagRow
 
 if TYPE_CHECKING:
     from bertkit.text.tokenizer import BertTokenizer
 
-RowT = TypeVar("RowT")
+RowT = TypeVar("RowT", bound=Row)
 # A prediction has the keys of transformers' pipelines.
 Prediction = Any
 
@@ -127,6 +128,28 @@ class Task(ABC, Generic[RowT]):
         Raises:
             DataError: naming the label, the file and the line.
         """
+
+    def measurable(self, rows: Iterable[RowT], bad: BadRows | None) -> Iterator[RowT]:
+        """The rows that have a label, and one that the model knows.
+
+        Args:
+            rows: of a labelled file.
+            bad: takes the others; None: the first one raises.
+
+        Raises:
+            DataError: there is such a row, with its place.
+        """
+        for row in rows:
+            try:
+                check_labelled(row)
+                self.check(row)
+            except DataError as error:
+                if bad is None:
+                    what = f"{error.what} (or skip such rows: --skip-bad-rows)"
+                    raise DataError(what, error.path, error.line) from error
+                bad.add(row.place, f"label: {error.what}")
+                continue
+            yield row
 
     @abstractmethod
     def features_of(self, rows: Sequence[RowT], labelled: bool = True) -> list[list[Feature]]:
@@ -234,6 +257,21 @@ class Meter(ABC):
 def bad_row(what: str, place: Place) -> DataError:
     """The error for a row that cannot be used."""
     return DataError(what, place.path, place.line)
+
+
+def check_labelled(row: Any) -> None:
+    """Refuse a row that has nothing to compare with.
+
+    Raises:
+        DataError: it has no label.
+    """
+    match row:
+        case TagRow(entities=label) | QuestionRow(answers=label):
+            there = label is not None
+        case _:
+            there = row.label is not None
+    if not there:
+        raise bad_row("the row has no label; evaluation needs one in every row", row.place)
 
 
 def unknown_label(label: str, known: Sequence[str], place: Place, where: str = "") -> DataError:

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
-    from bertkit.tasks.formats import BadRows, Columns
+    from bertkit.tasks.formats import BadRows, Columns, Findings
 
 FileFormat = Literal["csv", "tsv", "jsonl", "json", "conll", "lines"]
 
@@ -106,7 +106,9 @@ class DecodingOptions:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def say_skipped(common: Common, skipped: BadRows) -> None:
-    """A line for each kind of bad row that was left out."""
+def say_skipped(common: Common, skipped: BadRows, findings: Findings | None = None) -> None:
+    """A line for each kind of bad row that was left out, and of what else was found."""
     for line in skipped.lines():
         common.say(f"left out: {line}")
+    for line in findings.lines() if findings is not None else ():
+        common.say(f"found: {line}")

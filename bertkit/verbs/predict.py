@@ -74,7 +74,7 @@ def predict(
                     answers, file, options.out, chosen, say=common.say, report=report
                 )
             text = f"{result.rows:,} rows in {', '.join(map(str, result.files))}"
-    say_skipped(common, result.skipped)
+    say_skipped(common, result.skipped, result.findings)
     common.show(result.to_dict(), text)
 
 

@@ -22,8 +22,10 @@ from bertkit.infer.report import Report
 from bertkit.infer.wrong import WrongCases
 from bertkit.tasks.answer_metrics import AnswerMeter
 from bertkit.tasks.metrics import ChooseMeter, ClassifyMeter, RegressMeter
+from bertkit.tasks.outcomes import records_table
 from bertkit.tasks.records import Answer, ChoiceRow, Place, QuestionRow, Span, TagRow, TextRow
 from bertkit.tasks.span_metrics import TagMeter
+from bertkit.tasks.tag import Entities
 
 PLACE = Place("dev.tsv", 3)
 
@@ -176,7 +178,7 @@ def test_breakdowns_hold_every_row_once_and_add_up() -> None:
         row = text_row("ab"[i % 2], "x" * (i * 7 % 1500), i)
         parts[i % 3 == 0].add(row, said("ab"[i % 5 == 0], 0.5))
     parts[0].merge(parts[1])
-    (table,) = parts[0].tables().values()
+    (table,) = map(records_table, parts[0].records().values())
     assert [line[0] for line in table.rows] == [
         "0-16", "17-32", "33-64", "65-128", "129-256", "257-512", "513-1024", ">1024",
     ]  # fmt: skip
@@ -202,6 +204,20 @@ def test_wrong_cases_are_the_surest_in_order(tmp_path: Path) -> None:
     assert (first["gold"], first["predicted"], first["file"]) == ("a", "b", "dev.tsv")
     assert first["line"] == int(first["id"]) + 1
     assert [path.name for path in cases.path.parent.iterdir()] == ["bad_cases.jsonl"]
+
+
+def test_a_wrong_case_of_tags_is_as_sure_as_its_least_sure_tag(tmp_path: Path) -> None:
+    meter = TagMeter(["LOC"])
+    cases = WrongCases(tmp_path / "bad_cases.jsonl")
+    for number, sure in enumerate((0.6, 0.9, 0.7)):
+        place = Place("dev.json", f"row {number}")
+        row = TagRow(str(number), "Bonn", (Span(0, 4, "LOC"),), None, place)
+        cases.add(row, meter.outcome(row, Entities([], sure)))
+    cases.close()
+    lines = [json.loads(line) for line in cases.path.read_text().splitlines()]
+    assert [(line["place"], line["confidence"]) for line in lines] == [
+        ("row 1", 0.9), ("row 2", 0.7), ("row 0", 0.6)]  # fmt: skip
+    assert "line" not in lines[0]
 
 
 def test_of_equals_the_first_are_kept(tmp_path: Path) -> None:

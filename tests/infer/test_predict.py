@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seqeval.metrics import f1_score
+from seqeval.scheme import IOB2
 
 from bertkit.errors import DataError, MissingHeadError, StaleDataError, UsageError
 from bertkit.infer import predict as module
@@ -23,6 +25,7 @@ from bertkit.infer.outputs import choose_format
 from bertkit.infer.partial import open_partial, read_done
 from bertkit.infer.predict import PredictOptions, open_answers, predict_file
 from bertkit.infer.report import Report
+from bertkit.infer.stream import predict_stream
 from bertkit.tasks.formats import Columns, open_rows
 from bertkit.tasks.forward import predict
 from bertkit.tasks.load import load
@@ -82,7 +85,9 @@ def test_a_line_of_json_has_an_id_and_what_users_expect(case: Case, tmp_path: Pa
                 assert {"entity_group", "score", "word", "start", "end"} <= set(one)
                 assert one["word"] == line["text"][one["start"] : one["end"]]
         elif case.task == "qa":
-            assert set(prediction) == {"answer", "score", "start", "end", "null_odds"}
+            keys = {"answer", "score", "start", "end", "null_odds", "n_best"}
+            assert set(prediction) == keys
+            assert prediction["n_best"][0]["answer"] == prediction["answer"]
             assert prediction["answer"] == line["context"][prediction["start"] : prediction["end"]]
         elif case.task == "regress":
             assert set(prediction) == {"score"}
@@ -315,6 +320,22 @@ def test_conll_that_was_written_is_read_as_what_was_predicted(name: str, tmp_pat
         assert [tuple(span) for span in found.entities] == spans
 
 
+def test_a_conll_file_has_the_figures_of_an_evaluation(tmp_path: Path) -> None:
+    answers, path = prepared(CASES["tag"], tmp_path)
+    figures = evaluate_file(answers, path).figures
+    predict_file(answers, path, tmp_path / "out.conll")
+    gold, said = (
+        [
+            [line.split()[-1] for line in text.splitlines()]
+            for text in file.read_text().split("\n\n")
+        ]
+        for file in (path, tmp_path / "out.conll")
+    )
+    assert figures["f1"] != figures["conlleval_f1"], "some tags are illegal"
+    assert figures["f1"] == f1_score(gold, said, mode="strict", scheme=IOB2)
+    assert figures["conlleval_f1"] == f1_score(gold, said)
+
+
 def test_squads_files(tmp_path: Path) -> None:
     answers, path = prepared(CASES["qa"], tmp_path)
     answers.task = answers.task.with_options(no_answer=True, n_best_size=4)
@@ -363,6 +384,34 @@ def test_formats_by_extension(out: str | None, told: str | None, task: str, foun
     else:
         with pytest.raises(UsageError, match=found):
             choose_format(place, told, task)
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path: Path) -> None:
+    one, several, qa = (CASES[n].model(tmp_path / n) for n in ("classify", "several", "qa"))
+    for model, said, option in (
+        (one, "several labels", {"threshold": 0.7}),
+        (several, r"questions \(qa\); the model is for classify", {"n_best_size": 3}),
+        (qa, "needs --no_answer", {"null_threshold": 1.0}),
+    ):
+        with pytest.raises(UsageError, match=said):
+            open_answers(model, "cpu", **option)
+    open_answers(qa, "cpu", null_threshold=1.0, no_answer=True)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_pairs_and_single_texts_are_told_apart(pairs: bool, tmp_path: Path) -> None:
+    answers = open_answers(CASES["classify"].model(tmp_path / "m"), "cpu")
+    answers.task = answers.task.with_options(pairs=pairs)
+    text, both = tmp_path / "text.txt", tmp_path / "pairs.tsv"
+    text.write_text("the cat\n")
+    both.write_text("label\ttext_a\ttext_b\nx\tthe cat\ta dog\n")
+    good, bad = (both, text) if pairs else (text, both)
+    said = "name the second with --pair" if pairs else "name the text with --text"
+    with pytest.raises(DataError, match=said):
+        predict_file(answers, bad, tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match=said):
+        predict_stream(answers, bad, lambda text: None)
+    assert predict_file(answers, good, tmp_path / "out.jsonl").rows == 1
 
 
 def test_columns_and_thresholds_are_heeded(tmp_path: Path) -> None:

@@ -196,6 +196,16 @@ def test_settings_out_of_range_are_refused(bad: dict[str, Any]) -> None:
         TaskOptions(**bad)
 
 
+@pytest.mark.parametrize("name", ["classify", "regress"])
+def test_it_is_kept_whether_rows_were_pairs(name: str) -> None:
+    labels: Any = ("a", "b") if name == "classify" else (0.0, 1.0)
+    for pairs, kept in ((("x", "y"), True), ((None, None), False), (("x", None), None)):
+        rows = [
+            TextRow("0", "t", pair, label, AT) for pair, label in zip(pairs, labels, strict=True)
+        ]
+        assert new_task(name, tokenizer(), rows).options.pairs is kept
+
+
 def test_there_is_no_other_task() -> None:
     with pytest.raises(UsageError, match=f"no task 'dance'; there are {', '.join(TASKS)}"):
         new_task("dance", tokenizer(), [])

@@ -317,3 +317,23 @@ def test_tsv_gives_back_what_was_written(
     rows = [row for row in rows if all(str(cell).strip() for cell in row)] or [("a", "b", "c")]
     lines = ["label\ttext_a\ttext_b", *(f"{label}\t{a}\t{b}" for a, b, label in rows)]
     assert read(file(folder, "r.tsv", "\n".join(lines))) == rows
+
+
+@pytest.mark.parametrize("task", ["classify", "tag"])
+def test_every_line_of_a_text_is_accounted_for(task: str, tmp_path: Path) -> None:
+    opened = open_rows(file(tmp_path, "a.txt", "one text\n\n \nand a fourth line\n\n"), task)
+    rows = list(opened.rows())
+    assert [(row.id, row.place.line) for row in rows] == [("0", 1), ("3", 4)]
+    assert [place.line for place, _ in opened.findings] == [2, 3, 5]
+    assert opened.findings.counts == {"blank lines, passed over": 3}
+
+
+def test_rows_keep_their_numbers_behind_a_bad_one(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.jsonl", '{"text": "a"}\n{"text": ""}\n{\n{"text": "d"}\n'),
+        ("a.tsv", "text\tlabel\na\tx\n\ty\nb\nd\tx\n"),
+        ("a.json", '[{"text": "a"}, {"text": ""}, 3, {"text": "d"}]'),
+    ):
+        bad = BadRows()
+        rows = list(open_rows(file(tmp_path, name, content), "classify", labels=False).rows(bad))
+        assert ([row.id for row in rows], len(bad)) == (["0", "3"], 2), name

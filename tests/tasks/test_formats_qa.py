@@ -54,7 +54,8 @@ def test_squad(tmp_path: Path) -> None:
     assert (a.answers, a.is_impossible) == ((Answer("the Rhine", 13), Answer("Rhine", 17)), False)
     assert (b.id, b.answers, b.is_impossible) == ("7", (), True)
     assert (c.answers, c.is_impossible) == (None, False)
-    assert [row.place.line for row in (a, b, c)] == [1, 2, 3]
+    lines = [row.place.line for row in (a, b, c)]
+    assert lines == [f"question {n} ({row.id})" for n, row in enumerate((a, b, c), 1)]
     assert all(row.context == CONTEXT for row in (a, b, c))
     unlabelled = open_rows(str(tmp_path / "a.json"), "qa", labels=False)
     assert [row.answers for row in questions(unlabelled)] == [None, None, None]
@@ -129,9 +130,9 @@ def test_flat_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (squad(question("a"), question("a")), r"a\.json:2: duplicate id: 'a'"),
-        (squad(question("a"), context=" "), r"a\.json:1: empty text"),
-        (squad({"id": "a"}), r"a\.json:1: no text: question is missing"),
+        (squad(question("a"), question("a")), r"a\.json, question 2 \(a\): duplicate id: 'a'"),
+        (squad(question("a"), context=" "), r"a\.json, question 1 \(a\): empty text"),
+        (squad({"id": "a"}), r"a\.json, question 1 \(a\): no text: question is missing"),
         (squad(question("a")) + "]", r"a\.json:1: broken JSON"),
         (dump({"data": [{"paragraphs": [{"context": CONTEXT}]}]}), "no list 'qas'"),
         (dump({"data": [{"paragraphs": 5}]}), "a list of paragraphs is expected"),
@@ -148,7 +149,7 @@ def test_bad_questions_are_skipped_and_counted_when_asked(tmp_path: Path) -> Non
     bad = BadRows()
     rows = questions(open_rows(file(tmp_path, "a.json", content), "qa"), bad)
     assert [row.id for row in rows] == ["a", "c"]
-    assert [place.line for place, _ in bad] == [2, 3]
+    assert [place.line for place, _ in bad] == ["question 2 (a)", "question 3 (b)"]
     summary = summarize(rows)
     assert summary.labels == {"without an answer": 2}
 

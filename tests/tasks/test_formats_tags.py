@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from bertkit.errors import DataError
 from bertkit.tasks.conll import conll_lines
 from bertkit.tasks.formats import BadRows, Columns, open_rows
+from bertkit.tasks.options import TaskOptions
 from bertkit.tasks.records import Place, Span, TagRow
+from bertkit.tasks.tag import Tag
 from tests.tasks.test_formats import file
+from tests.tasks.tiny import tokenizer
 
 Told = tuple[str, list[tuple[str, str]] | None]
 
@@ -230,6 +233,45 @@ def test_unlabelled_json(tmp_path: Path) -> None:
     assert read(file(tmp_path, "a.csv", "id,text\n5,a b\n")) == [("a b", None)]
 
 
+def test_entities_that_words_cannot_say_are_listed(tmp_path: Path) -> None:
+    text = "an iPhone6 in Bonn"
+    spans = [{"start": a, "end": b, "label": "X"} for a, b in ((3, 9), (14, 18), (10, 13))]
+    path = file(tmp_path, "a.jsonl", json.dumps({"text": text, "entities": spans}))
+    opened = open_rows(path, "tag")
+    [row] = opened.rows()
+    assert [(str(place), what) for place, what in opened.findings] == [
+        (f"{path}:1", f"entities that do not begin and end with words: X {seen} is read as {read}")
+        for seen, read in (("'iPhone'", "'iPhone6'"), ("' in'", "'in'"))
+    ]
+    task = Tag(tokenizer(), ["O", "B-X", "I-X"], TaskOptions(scheme="BIO"))
+    assert isinstance(row, TagRow)
+    assert task.unreachable(row) == [Span(3, 9, "X"), Span(10, 13, "X")]
+
+
+def test_a_table_of_texts_with_labels_is_no_conll(tmp_path: Path) -> None:
+    for text, words in (
+        (
+            "sentence\tlabel\na fine film\t1\nthe worst of all\t0\n",
+            ["a fine film", "the worst of all"],
+        ),
+        (
+            "label\ttext_a\n" + "1\t这家酒店的早餐非常丰富，服务员的态度也很好，下次还会来\n" * 3,
+            None,
+        ),
+    ):
+        opened = open_rows(file(tmp_path, "a.tsv", text), "tag")
+        assert not opened.labelled
+        assert words in (None, [row.text for row in opened.rows() if isinstance(row, TagRow)])
+
+
+@pytest.mark.parametrize("task", ["classify", "regress", "qa", "choose"])
+@pytest.mark.parametrize("name", ["a.conll", "a.txt"])
+def test_words_with_tags_are_for_tag_alone(task: str, name: str, tmp_path: Path) -> None:
+    for content in (ENGLISH, ENGLISH.replace(" ", "\t")):
+        with pytest.raises(DataError, match=f"that is for tag, not for {task}"):
+            open_rows(file(tmp_path, name, content), task)
+
+
 def test_of_nested_and_overlapping_entities_the_longest_is_kept(tmp_path: Path) -> None:
     labels = [[4, 6, "B"], [0, 5, "A"], [0, 5, "C"], [1, 3, "D"], [0, 5, "A"], [6, 8, "E"]]
     path = file(tmp_path, "a.jsonl", json.dumps({"text": "abcdefgh", "label": labels}))
@@ -241,6 +283,7 @@ def test_of_nested_and_overlapping_entities_the_longest_is_kept(tmp_path: Path) 
         "nested entities, the longest kept": 2,
         "overlapping entities, the longest kept": 1,
         "entities given twice": 1,
+        "entities that do not begin and end with words": 2,
     }
     assert all(place == (path, 1) for place, _ in opened.findings)
 

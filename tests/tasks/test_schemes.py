@@ -49,6 +49,21 @@ def test_spans_written_and_read_are_the_same(scheme: str, sentence: tuple[list[S
     assert illegal(tags, scheme) == []
 
 
+@pytest.mark.parametrize("scheme", CHUNKED)
+@given(data=st.data())
+def test_illegal_spans_are_written_as_illegal_ones(scheme: str, data: st.DataObject) -> None:
+    tags = data.draw(st.lists(st.sampled_from(tag_set(TYPES[:2], scheme)), max_size=9))
+    spans = to_spans(tags, scheme)
+
+    def loose(tags: list[str]) -> set[Span]:
+        spelled = to_tags(spans, len(tags), scheme)
+        return {span for span in spans if tags[slice(*span[:2])] != spelled[slice(*span[:2])]}
+
+    written = to_tags(spans, len(tags), scheme, loose(tags))
+    assert to_spans(written, scheme) == spans
+    assert loose(written) == loose(tags)
+
+
 @given(sentence=sentences())
 def test_io_joins_neighbours_of_one_type_and_nothing_else(sentence: tuple[list[Span], int]) -> None:
     spans, length = sentence

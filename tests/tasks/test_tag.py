@@ -348,6 +348,15 @@ def test_illegal_tags_are_read_as_conlleval_reads_them_and_marked() -> None:
         ("LOC", "a b", False), ("PER", "c", False), ("LOC", "e", True)]  # fmt: skip
 
 
+def test_a_prediction_knows_its_least_sure_tag() -> None:
+    task, row = tagger(), word_row(["a", "b", "c"])
+    logits = torch.zeros(3, 5)
+    logits[:, 0] = torch.tensor([9.0, 2.0, 9.0])
+    found = task.decode(row, task.features(row), [TagScores(logits, None)])
+    assert found == []
+    assert found.confidence == pytest.approx(math.exp(2) / (math.exp(2) + 4), abs=1e-6)
+
+
 def test_a_long_text_is_one_sequence() -> None:
     """Emissions of windows joined: an entity over their border is one entity."""
     task = tagger(max_length=8, doc_stride=2)
@@ -416,6 +425,11 @@ def test_with_a_crf_entities_are_of_the_best_tagging_and_so_probable(
         (s.label, words[s.start][0], words[s.end - 1][1]) for s in spans
     ]
     assert spans, "the model finds something"
+    shares = [
+        math.fsum(math.exp(s) for s, tags in taggings if tags[i] == taggings[0][1][i]) / total
+        for i in range(len(words))
+    ]
+    assert found.confidence == pytest.approx(min(shares), abs=1e-5)
     for entity, span in zip(found, spans, strict=True):
         probability = math.fsum(
             math.exp(score)

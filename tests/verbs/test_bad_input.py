@@ -15,6 +15,7 @@ import pytest
 
 from bertkit import runtime
 from bertkit.cli import main
+from bertkit.tasks.records import Place
 from bertkit.train import finetune_card
 from tests.tasks.tiny import folder, labels
 from tests.train.small_tasks import write_model
@@ -79,7 +80,7 @@ class Case(NamedTuple):
     task: str
     name: str
     text: str
-    line: int
+    line: int | str
     said: str
     labels_only: bool = False
 
@@ -143,7 +144,7 @@ CASES = {
         "qa",
         "a.json",
         squad(("1", "good1", 9), ("1", "good1", 9)),
-        2,
+        "question 2 (1)",
         "duplicate id: '1' was given to two questions",
     ),
     "keys of a question missing": Case(
@@ -179,6 +180,7 @@ def test_a_bad_row_is_told_by_line_or_counted(
 ) -> None:
     task, file, text, line, said, labels_only = CASES[name]
     path = tmp_path / file
+    place = Place(str(path), line)
     path.write_text(text, encoding="utf-8")
     for verb in VERBS.get(name, ("finetune", "evaluate", "predict")):
         capsys.readouterr()
@@ -189,11 +191,11 @@ def test_a_bad_row_is_told_by_line_or_counted(
             assert errors == []
             continue
         (error,) = errors
-        assert error.startswith(f"bertkit: error: {path}:{line}: {said}")
+        assert error.startswith(f"bertkit: error: {place}: {said}")
         if verb != "finetune" or name in ("empty text", "duplicate ids"):
             assert main([*command(verb, task, base, path), "--skip-bad-rows"]) == 0, verb
             kind, _, detail = said.partition(": ")
-            assert f"left out: 1 x {kind} ({path}:{line} {detail}" in capsys.readouterr().err
+            assert f"left out: 1 x {kind} ({place} {detail}" in capsys.readouterr().err
 
 
 LONG = "w1 " * 33_334
@@ -229,7 +231,7 @@ def test_an_answer_that_is_not_in_its_passage_counts_and_teaches_nothing(
     path, alone = tmp_path / "a.json", tmp_path / "alone.json"
     path.write_text(squad(("1", "good1", 9), ("2", "nowhere", 3)), encoding="utf-8")
     alone.write_text(squad(("2", "nowhere", 3)), encoding="utf-8")
-    found = f"1 x answers that are not in the passage ({path}:2 'nowhere')"
+    found = f"1 x answers that are not in the passage ({path}, question 2 (2) 'nowhere')"
     assert main(command("finetune", "qa", base, path)) == 0
     said = capsys.readouterr()
     assert found in said.err

@@ -48,7 +48,11 @@ def test_every_task_has_tables_and_wrong_cases(
         expected.add("confusion.png")
     assert pictures == expected
     assert all((out / picture).read_bytes().startswith(PNG) for picture in pictures)
-    assert report["breakdown"]
+    for kind, lines in report["breakdown"].items():
+        assert sum(line["rows"] for line in lines) == 30
+        assert all(
+            isinstance(x, float | int) for line in lines for k, x in line.items() if k != kind
+        )
     if name == "regress":  # within one class of numbers a correlation says little
         assert all("mae" in line for line in report["breakdown"]["label"])
     assert {str(file) for file in out.iterdir()} == set(report["files"])
@@ -81,6 +85,8 @@ def test_without_a_folder_nothing_is_written(
     assert out.splitlines()[3].startswith("f1 ")
     assert all(len(line) <= 80 for line in out.splitlines())
     assert "label " in out
+    assert "micro avg" in out
+    assert "micro_f1" not in out  # the same, once
     assert "  12 rows\n" in err
     assert "labels: LOC" in err
 
@@ -96,7 +102,7 @@ def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert difference["second"] == report["other"]["accuracy"]
     assert 0 < difference["p_value"] <= 1
     (everything,) = (line for line in report["wins"] if line["rows"] == "all rows")
-    assert sum(int(everything[k]) for k in ("first better", "second better", "equal")) == 40
+    assert sum(everything[k] for k in ("first better", "second better", "equal")) == 40
     same = ask(capsys, model, path, "--other", model, "--metric", "macro_f1")["difference"]
     assert (same["metric"], same["first"], same["p_value"]) == ("macro_f1", same["second"], 1.0)
     assert main(["evaluate", str(model), str(path), "--other", str(other)]) == 0

@@ -36,7 +36,7 @@ def test_a_file_to_a_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["predict", model, str(path), "--out", str(out), "--overwrite", "--quiet", "--json"]
     assert main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report == {"rows": 9, "continued": 0, "files": [str(out)], "skipped": {}}
+    assert report == {"rows": 9, "continued": 0, "files": [str(out)], "skipped": {}, "findings": {}}
 
 
 def test_a_file_to_standard_output(
