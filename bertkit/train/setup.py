@@ -270,7 +270,7 @@ def _check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
     ]
     if changed:
         raise UsageError(
-            f"{where}: this run has other settings: {'; '.join(changed)}. "
+            f"{where}: this run has other settings: {', '.join(changed)}; "
             "leave them out to continue as it began, or name another --out"
         )
 
