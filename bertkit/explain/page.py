@@ -11,16 +11,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from bertkit.explain.page_style import SCRIPT, STYLE
-from bertkit.explain.tables import Grid
 from bertkit.explain.wording import named, say, spoken
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-T = TypeVar("T")
 # Characters of JSON in a page, and of a heading; parts (positions, targets) with pictures.
 MOST_JSON = 2_000_000
 MOST_HEADING = 200
@@ -39,6 +37,15 @@ class Section(NamedTuple):
     heading: str
     body: str
     note: str = ""
+
+
+@runtime_checkable
+class Tabular(Protocol):
+    """A table of the terminal (tables.Grid)."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def rest(items: Sequence[Any]) -> list[Section]:
@@ -99,6 +106,16 @@ def html_page(
         if section.note:
             parts.append(f'<p class="note">{escape(section.note)}</p>')
         parts.append(f"{section.body}</section>")
+    parts += _below(numbers, gone)
+    parts.append(f"</main><footer>bertkit {escape(__version__)}</footer>")
+    parts.append(f'<p id="told" role="status"></p><script>{SCRIPT}</script>')
+    parts.append(f'<script type="application/json" id="data">{_embedded(kept)}</script>')
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _below(numbers: str, gone: Sequence[str]) -> list[str]:
+    """The folded table, and what the page's JSON lacks."""
+    parts = []
     if numbers:
         parts.append(
             f'<details class="numbers"><summary>{escape(say("The numbers as a table"))}</summary>'
@@ -111,10 +128,7 @@ def html_page(
             what=told,
         )
         parts.append(f'<p class="note">{escape(left)}</p>')
-    parts.append(f"</main><footer>bertkit {escape(__version__)}</footer>")
-    parts.append(f'<p id="told" role="status"></p><script>{SCRIPT}</script>')
-    parts.append(f'<script type="application/json" id="data">{_embedded(kept)}</script>')
-    return "\n".join([*parts, "</body></html>", ""])
+    return parts
 
 
 def _embedded(data: Mapping[str, Any]) -> str:
@@ -164,7 +178,7 @@ def as_html(told: RenderableType) -> str:
 
     if isinstance(told, Group):
         return "".join(as_html(part) for part in told.renderables)
-    if not isinstance(told, Grid):
+    if not isinstance(told, Tabular):
         return f"<p>{escape(str(told))}</p>"
     caption = f"<caption>{escape(told.title)}</caption>" if told.title else ""
     heads = "".join(f'<th scope="col">{escape(named(name))}</th>' for name in told.columns)
