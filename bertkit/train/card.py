@@ -85,7 +85,7 @@ def write_result(
         parameters=model.num_parameters(),
         objective=recipe.data.objective,
         origin="pretrained from plain text" if init is None else f"that goes on from `{init}`",
-        figures=figures_table(result.figures),
+        figures=figures_table(result.figures, recipe.data.objective),
         before_after=_before_after(result),
         steps=result.steps,
         tokens=result.tokens,
@@ -123,15 +123,16 @@ def _before_after(result: PretrainResult) -> str:
     return "\n".join(lines)
 
 
-def figures_table(figures: dict[str, Any]) -> str:
+def figures_table(figures: dict[str, Any], objective: str) -> str:
     """The held-out figures as a Markdown table, the unigram baseline beside them."""
     if not figures:
         return "No documents were held out."
+    pairs = "sentence-order" if objective == "mlm+sop" else "next-sentence"
     rows = [
         ("masked-word loss (nats)", figures["mlm_loss"], figures["unigram_loss"]),
         ("masked-word accuracy", figures["mlm_accuracy"], figures["unigram_accuracy"]),
         ("mlm_perplexity", figures["mlm_perplexity"], None),
-        ("next-sentence accuracy", figures["nsp_accuracy"], 0.5),
+        (f"{pairs} accuracy", figures["nsp_accuracy"], 0.5),
     ]
     lines = ["| figure | this model | word frequencies alone |", "|---|---|---|"]
     for name, value, baseline in rows:

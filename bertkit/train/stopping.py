@@ -29,7 +29,10 @@ def save_due(every: CheckpointSettings, step: int, last_save: float) -> bool:
 
 @contextmanager
 def stop_signals(run: Stoppable) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the loop to finish its step and save; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM and a closed terminal ask the loop to finish its step and save.
+
+    A second Ctrl-C ends at once.
+    """
 
     def ask(number: int, _: Any) -> None:
         if run.asked and number == signal.SIGINT:
@@ -39,7 +42,7 @@ def stop_signals(run: Stoppable) -> Iterator[None]:
 
     before = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _asking():
             before[number] = signal.signal(number, ask)
     except ValueError:
         pass  # not in the main thread: signals are somebody else's
@@ -48,3 +51,11 @@ def stop_signals(run: Stoppable) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _asking() -> list[signal.Signals]:
+    """The signals that ask a run to stop; a hang-up only where nohup has not set it aside."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # Windows has none
+    return numbers

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ from bertkit.train.pretrain import pretrain
 from bertkit.train.run import Run
 from bertkit.train.setup import PretrainResult, build_loader, open_data
 from bertkit.train.step import StepResult
+from bertkit.train.stopping import stop_signals
 from tests.train.conftest import small_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -438,12 +440,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert run(data, tmp_path, **settings, resume=True).steps == 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_report(
     number: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = module.forward_backward
-    before = signal.getsignal(number)
+    outer = signal.signal(number, nothing := lambda *_: None)  # nohup would have set one aside
 
     def interrupting(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
         if seeds[1] == 3:
@@ -453,14 +455,23 @@ def test_signals_save_and_report(
 
     monkeypatch.setattr(module, "forward_backward", interrupting)
     result = run(data, tmp_path, train__steps=20)
+    assert signal.signal(number, outer) is nothing
     assert result.interrupted
     assert result.model is None
     assert result.steps == 5  # the signal is told with the next step's counts
-    assert signal.getsignal(number) is before
     newest = newest_step(tmp_path / "checkpoints")
     assert newest is not None
     assert newest.name == "step-00000005"
     assert not (tmp_path / "model").exists()
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    outer = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals(SimpleNamespace(asked=False, progress=None)):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, outer)
 
 
 def test_a_second_ctrl_c_ends_at_once(
