@@ -19,6 +19,7 @@ from bertkit.data.order import hash_u64
 from bertkit.errors import DataError
 from bertkit.tasks.formats import BadRows, RowFile, Summary
 from bertkit.tasks.records import ChoiceRow, QuestionRow, Row, TagRow, TextRow
+from bertkit.tasks.task import Task
 
 Ints = NDArray[np.int64]
 
@@ -31,20 +32,26 @@ class Part:
         file: where they are.
         skip_bad: bad rows are skipped and counted.
         kept: whether each row of the file, bad ones not counted, belongs to this part; None: all.
+        measured_by: passes over rows that it cannot measure: unlabelled ones, unseen labels.
         bad: of the last complete pass.
     """
 
     file: RowFile
     skip_bad: bool = False
     kept: NDArray[np.bool_] | None = None
+    measured_by: Task[Any] | None = None
     bad: BadRows = field(default_factory=BadRows)
 
     def __iter__(self) -> Iterator[Any]:
-        """The rows, read anew each time."""
+        """The rows, read anew each time.
+
+        Raises:
+            DataError: a row is bad, and bad ones are not skipped.
+        """
         bad = BadRows() if self.skip_bad else None
-        for number, row in enumerate(self.file.rows(bad)):
-            if self.kept is None or self.kept[number]:
-                yield row
+        numbered = enumerate(self.file.rows(bad))
+        rows = (row for number, row in numbered if self.kept is None or self.kept[number])
+        yield from rows if self.measured_by is None else self.measured_by.measurable(rows, bad)
         if bad is not None:
             self.bad = bad
 

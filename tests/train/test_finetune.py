@@ -477,6 +477,10 @@ def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
     unseen.write_text("label\ttext_a\ngood\tw1\nugly\tw2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"dev\.tsv:3: the label 'ugly' is none of the model's"):
         run(model, (train, unseen), tmp_path / "run-unseen")
+    # The one row that can be measured is right or wrong; the other is left out, and counted.
+    skipping = quick(train__steps=1, data__skip_bad_rows=True)
+    result = run(model, (train, unseen), tmp_path / "run-skips", recipe=skipping)
+    assert result.figures["accuracy"] in (0.0, 1.0)
     with pytest.raises(DataError, match="all lines are one text, no tag like B-PER"):
         run(model, (write_texts(tmp_path / "texts.conll", 30), None), tmp_path / "o", task="tag")
     with pytest.raises(DataError, match=r"train\.tsv:2: no number: the label is '\w+'"):
