@@ -261,10 +261,7 @@ def compare_over(
         cut,
         _square(sums, pairs, count, debiased),
         rsa(drawn.matrices[:count], drawn.matrices[count:] or drawn.matrices),
-        [
-            _spread(one.name, kept, sums, count * side)
-            for side, (one, kept) in enumerate(zip(models, layers, strict=True))
-        ],
+        [_spread(one.name, layers[i], sums, count * i) for i, one in enumerate(models)],
     )
 
 

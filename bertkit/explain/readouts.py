@@ -38,11 +38,17 @@ class Readout(NamedTuple):
 
 
 def readout_of(opened: Opened) -> Readout:
-    """The head that the model has.
+    """The head that the model has; of a CRF what stands before it, with a warning.
 
     Raises:
         UsageError: it has none that chooses among names at one position.
     """
+    if isinstance(opened.model, BertCrfForTokenClassification):
+        _log.warning("%s: %s", opened.name, CRF_NOTE)
+    return _readout(opened)
+
+
+def _readout(opened: Opened) -> Readout:
     model = opened.model
     if has_words(model):
         names = opened.tokenizer.convert_ids_to_tokens(list(range(len(opened.tokenizer))))
@@ -55,8 +61,6 @@ def readout_of(opened: Opened) -> Readout:
             "position, which this verb reads; masked-word, classify and tag models have"
         )
     names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if isinstance(model, BertCrfForTokenClassification):
-        _log.warning("%s: %s", opened.name, CRF_NOTE)
     if isinstance(model, BertForTokenClassification):
         return Readout("label of the word", model.head, names)
     return Readout("label of the text", _pooled(model), names)
@@ -103,7 +107,7 @@ def questions_for(
     if has_words(opened.model):
         return masked_questions(opened, text, pair, word=word, target=target, segmenter=segmenter)
     sentence = opened.read(text, pair, segmenter)
-    wanted = None if target is None else number_of(opened, readout_of(opened), target)
+    wanted = None if target is None else number_of(opened, _readout(opened), target)
     if word is not None:
         return [Question(sentence, sentence.find(word).first, wanted)]
     if isinstance(opened.model, BertForTokenClassification):

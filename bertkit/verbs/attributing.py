@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model
-from bertkit.verbs.inside import Text, Where, json_lines, opened_for, word_named
+from bertkit.verbs.inside import Segmenter, Text, Where, json_lines, opened_for, watched, word_named
 from bertkit.verbs.options import Common
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ class Asked:
     against: Annotated[
         str | None, Parameter(help="Another target: the difference of both is explained.")
     ] = None
-    segmenter: Annotated[
-        Literal["jieba"] | None, Parameter(help="jieba makes words of Chinese characters.")
-    ] = None
+    segmenter: Segmenter = None
 
 
 @Parameter(name="*")
@@ -130,24 +128,22 @@ def _texts(
 
     answers = isinstance(opened.model, BertForQuestionAnswering)
     if not answers and pair_field is None:
-        with where.texts(common, "attribution") as texts:
-            yield texts
+        # Each text is explained before the next one is read.
+        with where.texts(common, "attribution") as (texts, told):
+            yield watched(texts, told)
         return
     from bertkit.tasks.columns import Columns
     from bertkit.tasks.formats import open_rows
 
     text = None if answers and where.field == "text" else where.field
     columns = Columns(text=text, pair=pair_field)
+
+    def rows() -> Iterable[tuple[str, str | None]]:
+        for path in where.file or ():
+            kind = "qa" if answers else "classify"
+            for row in open_rows(path, kind, columns, labels=False).rows():
+                pair: Any = row
+                yield (pair.question, pair.context) if answers else (pair.text, pair.pair)
+
     with common.progress("attribution", "texts") as report:
-
-        def rows() -> Iterable[tuple[str, str | None]]:
-            done = 0
-            for path in where.file or ():
-                kind = "qa" if answers else "classify"
-                for row in open_rows(path, kind, columns, labels=False).rows():
-                    pair: Any = row
-                    yield ((pair.question, pair.context) if answers else (pair.text, pair.pair))
-                    done += 1
-                    report(done, 0)
-
-        yield rows()
+        yield watched(rows(), lambda done: report(done, 0))

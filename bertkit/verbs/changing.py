@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model
-from bertkit.verbs.inside import Place, Text, Where, opened_for, word_named
+from bertkit.verbs.inside import Place, Segmenter, Text, Where, opened_for, word_named
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
@@ -87,13 +87,10 @@ def perturb_vector(
         if text is not None:
             result = perturb_vector(opened, text, place.pair, pushes=pushes, **named)
         else:
-            from bertkit.infer.lines import Texts
-
-            assert where.file is not None
             with common.progress("pushing", "positions") as report:
                 result = perturb_vector_over(
                     opened,
-                    Texts(where.file, where.field),
+                    where.lines(),
                     pushes=pushes,
                     positions=flags.positions,
                     report=report,
@@ -132,9 +129,7 @@ class PatchFlags:
         float, Parameter(help="Of the noise, in deviations of the word embeddings.")
     ] = 3.0
     draws: Annotated[int, Parameter(help="How often noise is drawn.")] = 10
-    segmenter: Annotated[
-        Literal["jieba"] | None, Parameter(help="jieba makes words of Chinese characters.")
-    ] = None
+    segmenter: Segmenter = None
 
     def tracing(self, seed: int) -> Tracing:
         """As the functions of bertkit.explain take it."""

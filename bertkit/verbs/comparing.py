@@ -39,24 +39,16 @@ def compare(
     from bertkit.explain.comparing import compare, compare_over
 
     result: Result
+    named: dict[str, Any] = {"unit": unit, "debiased": not biased}
+    named |= {"sample": sample, "seed": common.seed or 0}
     with ExitStack() as stack:
         one = stack.enter_context(opened_for(model, common, where.revision))
         two = stack.enter_context(opened_for(other, common, None)) if other else None
         if text is not None:
-            result = compare(
-                one, text, two, unit=unit, debiased=not biased, sample=sample, seed=common.seed or 0
-            )
+            result = compare(one, text, two, **named)
         else:
-            texts = stack.enter_context(where.texts(common, "comparing"))
-            result = compare_over(
-                one,
-                texts,
-                two,
-                unit=unit,
-                debiased=not biased,
-                sample=sample,
-                seed=common.seed or 0,
-            )
+            texts, report = stack.enter_context(where.texts(common, "comparing"))
+            result = compare_over(one, texts, two, **named, report=report)
     where.give(common, result)
 
 
@@ -126,8 +118,6 @@ def _settings(
 
 def _rows(verb: str, where: Where) -> Any:
     """What the verb reads over and over: texts, pairs of texts, a labelled file."""
-    from bertkit.infer.lines import Texts
-
     assert where.file is not None
     if verb in ("pairs", "probe") and len(where.file) > 1:
         raise UsageError(f"{verb} reads one file; name one --file")
@@ -137,6 +127,6 @@ def _rows(verb: str, where: Where) -> Any:
         from bertkit.infer.minimal_pairs import read_pairs
 
         return list(read_pairs(where.file[0]))
-    texts = Texts(where.file, where.field)
+    texts = where.lines()
     # Standard input can be read only once.
     return list(texts) if "-" in where.file else texts

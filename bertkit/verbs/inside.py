@@ -6,19 +6,24 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from bertkit.errors import UsageError
+from bertkit.errors import DataError, UsageError
 from bertkit.verbs.ask import Revision
 from bertkit.verbs.options import Common, Switch, warnings_unless_refused
 
 if TYPE_CHECKING:
     from bertkit.explain.opening import Opened
     from bertkit.explain.result import Result
+    from bertkit.infer.lines import Texts
 
+Segmenter = Annotated[
+    Literal["jieba"] | None, Parameter(help="jieba makes words of Chinese characters.")
+]
 Text = Annotated[
     str | None, Parameter(allow_leading_hyphen=True, help="The text; or name files with --file.")
 ]
@@ -26,44 +31,27 @@ Text = Annotated[
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
-class Where:
-    """What is read, and where results go."""
+class Results:
+    """Where results go."""
 
-    file: Annotated[
-        list[str] | None,
-        Parameter(
-            allow_leading_hyphen=True,
-            help="Text files (a text a line) or tables; - is standard input.",
-        ),
-    ] = None
-    field: Annotated[str, Parameter(help="The column of tables that holds the text.")] = "text"
     html: Annotated[Path | None, Parameter(help="Write a page with pictures.")] = None
+    language: Annotated[
+        Literal["en", "zh"] | None, Parameter(help="Of the page; left out: that of the text.")
+    ] = None
     npz: Annotated[Path | None, Parameter(help="Write the arrays for numpy.")] = None
     overwrite: Annotated[bool, Switch, Parameter(help="Replace files that are there.")] = False
     revision: Revision = None
 
-    def check(self, text: str | None, *more: Path | None) -> None:
-        """Raise UsageError unless there is one text or files, and the outputs are free."""
-        if (text is None) == (not self.file):
-            raise UsageError("give one text, or files with --file")
+    def check_free(self, *more: Path | None) -> None:
+        """Raise UsageError unless all files can be written."""
         for path in (self.html, self.npz, *more):
-            if path is not None and path.exists() and not self.overwrite:
-                raise UsageError(f"{path}: exists; --overwrite replaces it")
-
-    @contextmanager
-    def texts(self, common: Common, title: str) -> Generator[Iterable[str]]:
-        """The texts of the files, with progress."""
-        from bertkit.infer.lines import Texts, count_lines
-
-        assert self.file is not None
-        total = count_lines(self.file, self.field)
-        with common.progress(title, "texts") as report:
-            yield _Watched(Texts(self.file, self.field), lambda done: report(done, total))
+            if path is not None:
+                check_free(path, self.overwrite)
 
     def give(self, common: Common, result: Result) -> None:
         """Print a result and write what was asked for."""
         if self.html is not None:
-            result.to_html(self.html)
+            result.to_html(self.html, self.language)
             common.say(f"page: {self.html}")
         if self.npz is not None:
             result.to_npz(self.npz)
@@ -76,19 +64,107 @@ class Where:
         Console(markup=False).print(result.table())  # texts have brackets of their own
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise UsageError where a file is there already, or its folder is not."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path}: exists; --overwrite replaces it")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class Where(Results):
+    """What is read, and where results go."""
+
+    file: Annotated[
+        list[str] | None,
+        Parameter(
+            allow_leading_hyphen=True,
+            help="Text files (a text a line) or tables; - is standard input.",
+        ),
+    ] = None
+    field: Annotated[str, Parameter(help="The column of tables that holds the text.")] = "text"
+
+    def check(self, text: str | None, *more: Path | None) -> None:
+        """Raise UsageError unless there is one text or files, and the outputs are free."""
+        if (text is None) == (not self.file):
+            raise UsageError("give one text, or files with --file")
+        self.check_free(*more)
+
+    @contextmanager
+    def texts(
+        self, common: Common, title: str, most: int | None = None
+    ) -> Generator[tuple[Iterable[str], Callable[[int], None]]]:
+        """The texts of the files, at most so many, and what is told how many are done."""
+        from bertkit.infer.lines import count_lines
+
+        given = self.lines()
+        if self.html and not self.language and "-" not in given.sources:
+            from bertkit.explain.wording import language_of
+
+            self.language = language_of(islice(given, 20))
+        total = count_lines(given.sources, given.field)
+        total = min(total, most or total)
+        with common.progress(title, "texts") as report:
+            yield First(given, most), lambda done: report(done, total)
+
+    def lines(self) -> Texts:
+        """The texts of the files.
+
+        Raises:
+            DataError: what is read as a text a line has columns.
+        """
+        from bertkit.infer.lines import Texts
+
+        assert self.file is not None
+        return Texts([check_texts(path) for path in self.file], self.field)
+
+
 @dataclass(frozen=True)
-class _Watched:
-    """Texts whose number is told while they are read; they can be read again."""
+class First:
+    """The first texts of many, or all; they can be read again."""
 
     inner: Iterable[str]
-    tell: Callable[[int], None]
+    most: int | None
 
     def __iter__(self) -> Iterator[str]:
-        done = 0
-        for done, text in enumerate(self.inner, 1):
-            yield text
-            self.tell(done)
-        self.tell(done)
+        return islice(self.inner, self.most)
+
+
+def check_texts(path: str) -> str:
+    """The path, unless it is a file of labelled rows whose lines would be taken for texts.
+
+    Raises:
+        DataError: its lines are words with tags, or have columns.
+    """
+    from bertkit.tasks.conll import EXTENSIONS
+    from bertkit.tasks.inputs import Input
+    from bertkit.text.sources import ROWS, kind_of
+
+    if not Path(path).is_file() or kind_of(path) in ROWS:
+        return path
+    source = Input(path)
+    lines = [line for line in source.first_lines() if line.strip()]
+    columns = [line.split("\t") if "\t" in line else line.split() for line in lines]
+    several = 2 * sum("\t" in line for line in lines) > len(lines)
+    # Words with tags: few columns, as many in each line, the last one of few kinds.
+    few = {len(cells) for cells in columns} in ({2}, {3}, {4})
+    tags = few and 4 * len({cells[-1] for cells in columns}) <= len(lines)
+    if several or tags or source.kind in EXTENSIONS:
+        raise DataError(
+            "its lines are labelled rows in columns, not texts; write a text a line, or a table "
+            "(.tsv, .csv, .jsonl) whose column --field names",
+            path,
+        )
+    return path
+
+
+def watched(texts: Iterable[Any], tell: Callable[[int], None]) -> Iterator[Any]:
+    """What is told while it is read, for verbs that read each one when the last is done."""
+    for done, text in enumerate(texts, 1):
+        yield text
+        tell(done)
 
 
 @contextmanager
@@ -111,9 +187,7 @@ class Place:
         Parameter(help="A word of the text to be masked, or its number from 0 as #3."),
     ] = None
     top: Annotated[int, Parameter(help="How many words a layer.")] = 10
-    segmenter: Annotated[
-        Literal["jieba"] | None, Parameter(help="jieba makes words of Chinese characters.")
-    ] = None
+    segmenter: Segmenter = None
 
     def named(self) -> dict[str, Any]:
         """As the functions of bertkit.explain take them.

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model
-from bertkit.verbs.inside import Place, Text, Where, opened_for
+from bertkit.verbs.inside import Place, Segmenter, Text, Where, check_free, opened_for
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def vector(
         if text is not None:
             result = vector(opened, text, place.pair, **named)
         else:
-            with where.texts(common, "vectors") as texts:
-                result = vector_over(opened, texts, seed=common.seed or 0)
+            with where.texts(common, "vectors") as (texts, report):
+                result = vector_over(opened, texts, seed=common.seed or 0, report=report)
         where.give(common, result)
 
 
@@ -67,8 +67,9 @@ def lens(
         if text is not None:
             result = lens(opened, text, place.pair, target=target, tuned=maps, **named)
         else:
-            with where.texts(common, "lens") as texts:
-                result = lens_over(opened, texts, tuned=maps, seed=common.seed or 0)
+            with where.texts(common, "lens") as (texts, report):
+                seed = common.seed or 0
+                result = lens_over(opened, texts, tuned=maps, seed=seed, report=report)
         where.give(common, result)
 
 
@@ -89,17 +90,16 @@ def tune_lens(
 ) -> None:
     """Train a tuned lens: an affine map a layer, for `lens --tuned`."""
     common = common or Common()
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out}: exists; --overwrite replaces it")
+    check_free(out, overwrite)
     if steps < 1:
         raise UsageError(f"--steps {steps}: at least 1 is taken")
     from bertkit.explain.tuned import train_lens
-    from bertkit.infer.lines import Texts
 
+    texts = Where(file=corpus, field=field).lines()
     with opened_for(model, common, None) as opened, common.progress("tuning", "steps") as report:
         made, told = train_lens(
             opened,
-            Texts(corpus, field),
+            texts,
             steps=steps,
             learning_rate=learning_rate,
             seed=common.seed or 0,
@@ -119,6 +119,7 @@ def attention(
     /,
     *,
     pair: Annotated[str | None, Parameter(help="The second text.")] = None,
+    segmenter: Segmenter = None,
     where: Where | None = None,
     common: Common | None = None,
 ) -> None:
@@ -130,8 +131,8 @@ def attention(
     result: Result
     with opened_for(model, common, where.revision) as opened:
         if text is not None:
-            result = attention(opened, text, pair)
+            result = attention(opened, text, pair, segmenter=segmenter)
         else:
-            with where.texts(common, "attention") as texts:
-                result = attention_over(opened, texts)
+            with where.texts(common, "attention") as (texts, report):
+                result = attention_over(opened, texts, report=report)
         where.give(common, result)

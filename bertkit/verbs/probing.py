@@ -9,16 +9,16 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from bertkit.errors import UsageError
-from bertkit.verbs.ask import Model, Revision
+from bertkit.verbs.ask import Model
 from bertkit.verbs.columns import ColumnOptions, say_skipped
-from bertkit.verbs.inside import Where, opened_for
-from bertkit.verbs.options import Common, Switch
+from bertkit.verbs.inside import Results, Where, opened_for
+from bertkit.verbs.options import Common
 
 
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class ProbeFlags:
-    """How probes are trained, and where results go."""
+    """How probes are trained."""
 
     pooling: Annotated[
         Literal["cls", "mean"],
@@ -29,10 +29,6 @@ class ProbeFlags:
         int, Parameter(help="Words (or texts) to learn from; half as many to check.")
     ] = 10_000
     steps: Annotated[int, Parameter(help="Steps of training.")] = 1000
-    html: Annotated[Path | None, Parameter(help="Write a page with pictures.")] = None
-    npz: Annotated[Path | None, Parameter(help="Write the arrays for numpy.")] = None
-    overwrite: Annotated[bool, Switch, Parameter(help="Replace files that are there.")] = False
-    revision: Revision = None
 
 
 def probe(
@@ -44,16 +40,21 @@ def probe(
     /,
     *,
     task: Annotated[
-        Literal["tag", "classify"], Parameter(help="Labels of words, or of texts.")
-    ] = "tag",
+        Literal["tag", "classify"] | None,
+        Parameter(help="Labels of words (the default), or of texts."),
+    ] = None,
     flags: ProbeFlags | None = None,
     reading: ColumnOptions | None = None,
+    results: Results | None = None,
     common: Common | None = None,
 ) -> None:
     """Which labels each layer's states hold: probes, with control tasks and selectivity."""
     flags, reading, common = flags or ProbeFlags(), reading or ColumnOptions(), common or Common()
-    where = Where(html=flags.html, npz=flags.npz, overwrite=flags.overwrite)
-    where.check(train)
+    results = results or Results()
+    results.check_free()
+    if task is None:
+        check_words(train)
+    kind: Literal["tag", "classify"] = task or "tag"
     from bertkit.explain.labelled_states import LabelledFile
     from bertkit.explain.probe_training import ProbeSettings
     from bertkit.explain.probing import probe
@@ -66,16 +67,35 @@ def probe(
         seed=common.seed or 0,
     )
     learn, check = (
-        LabelledFile(path, task, reading.columns(), reading.skip_bad_rows) for path in (train, dev)
+        LabelledFile(path, kind, reading.columns(), reading.skip_bad_rows) for path in (train, dev)
     )
     with (
-        opened_for(model, common, flags.revision) as opened,
+        opened_for(model, common, results.revision) as opened,
         common.progress("probing", "steps") as report,
     ):
-        result = probe(opened, learn, check, task, settings=settings, report=report)
+        result = probe(opened, learn, check, kind, settings=settings, report=report)
     for file in (learn, check):
         say_skipped(common, file.skipped)
-    where.give(common, result)
+    results.give(common, result)
+
+
+def check_words(path: str) -> None:
+    """Raise UsageError where rows of labelled texts would be read as words with tags."""
+    from bertkit.tasks.inputs import TABLES, Input
+
+    if not Path(path).is_file():
+        return
+    source = Input(path)
+    if source.kind in TABLES:
+        return
+    lines = source.first_lines()
+    blank = any(not line.strip() for line in lines[1:-1])
+    texts = [line for line in lines if "\t" in line and " " in line.strip()]
+    if not blank and 2 * len(texts) > len(lines):
+        raise UsageError(
+            f"{path}: its rows are texts with labels, not words with tags; write --task classify "
+            "(or --task tag, if they are words)"
+        )
 
 
 def weak(
@@ -104,6 +124,7 @@ def weak(
             from bertkit.explain.opening import open_model
 
             second = open_model(other, common.device)
-        with where.texts(common, "masked words") as texts:
-            result = weak_over(opened, texts, other=second, seed=common.seed or 0)
+        with where.texts(common, "masked words") as (texts, report):
+            seed = common.seed or 0
+            result = weak_over(opened, texts, other=second, seed=seed, report=report)
         where.give(common, result)

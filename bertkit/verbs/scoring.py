@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model, Revision
-from bertkit.verbs.inside import Text, Where, json_lines, opened_for
+from bertkit.verbs.inside import Results, Text, Where, json_lines, opened_for
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def score_inside(
         if text is not None:
             result = score(opened, text, method=method)
         else:
-            with where.texts(common, "scoring") as texts, json_lines(out) as take:
-                result = score_over(opened, texts, method=method, take=take)
+            with where.texts(common, "scoring") as (texts, report), json_lines(out) as take:
+                result = score_over(opened, texts, method=method, take=take, report=report)
         where.give(common, result)
 
 
@@ -62,31 +62,23 @@ def pairs(
     bad: Annotated[str | None, Parameter(help="The column of the worse text.")] = None,
     kind: Annotated[str | None, Parameter(help="The column to count by.")] = None,
     method: Hiding = "within-word",
-    where: Where | None = None,
+    results: Results | None = None,
     common: Common | None = None,
 ) -> None:
     """How often the model prefers the better text of a minimal pair."""
-    where, common = where or Where(), common or Common()
-    where.check(file)
+    results, common = results or Results(), common or Common()
+    results.check_free()
     from bertkit.explain.scores import pairs
     from bertkit.infer.minimal_pairs import read_pairs
 
     with (
-        opened_for(model, common, where.revision) as opened,
+        opened_for(model, common, results.revision) as opened,
         common.progress("scoring", "pairs") as report,
     ):
         total = 0 if file == "-" else sum(1 for _ in read_pairs(file, good, bad, kind))
-        rows = _told(read_pairs(file, good, bad, kind), lambda done: report(done, total))
-        result = pairs(opened, rows, method=method)
-    where.give(common, result)
-
-
-def _told(rows: Iterable[Any], tell: Callable[[int], None]) -> Iterator[Any]:
-    done = 0
-    for done, row in enumerate(rows, 1):
-        yield row
-        tell(done)
-    tell(done)
+        rows = read_pairs(file, good, bad, kind)
+        result = pairs(opened, rows, method=method, report=lambda done: report(done, total))
+    results.give(common, result)
 
 
 def score(
@@ -113,21 +105,23 @@ def score(
     common = common or Common()
     where = Where(file=file, field=field, overwrite=overwrite, revision=revision)
     where.check(None, out)
+    from bertkit.explain.result import counted
     from bertkit.explain.scores import score_over
 
     with (
         opened_for(model, common, revision) as opened,
-        where.texts(common, "scoring") as texts,
+        where.texts(common, "scoring") as (texts, report),
         json_lines(out) if out else _printed() as take,
     ):
-        result = score_over(opened, texts, method=method, take=take)
+        result = score_over(opened, texts, method=method, take=take, report=report)
     told = {
         "texts": len(result.scores),
         "tokens": int(result.tokens.sum()),
         "pseudo_perplexity": result.pseudo_perplexity,
     }
-    line = f"{told['texts']:,} texts, pseudo-perplexity {told['pseudo_perplexity']:.4g}"
-    common.say(line)
+    common.say(
+        f"{counted(len(result.scores), 'texts')}, pseudo-perplexity {result.pseudo_perplexity:.4g}"
+    )
     if common.json:
         common.show(told)
 

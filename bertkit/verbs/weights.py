@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,22 +160,12 @@ def prune(
         check_folder(opened, out, where.overwrite)
         told = {**named, "seed": common.seed or 0, "overwrite": where.overwrite}
         if where.file:
-            with where.texts(common, "pruning") as given:
-                result = prune(opened, out, texts=_First(given, texts), **told)
+            # Importance, units and losses each read all texts: a count of them would tell nothing.
+            with where.texts(common, "pruning", texts) as (given, _):
+                result = prune(opened, out, texts=given, **told)
         else:
             result = prune(opened, out, **told)
     where.give(common, result)
-
-
-@dataclass(frozen=True)
-class _First:
-    """The first texts of many; they can be read again."""
-
-    inner: Iterable[Any]
-    most: int | None
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.inner, self.most)
 
 
 @contextmanager
@@ -191,10 +180,5 @@ def _texts(
         return
     if pair is not None:
         raise UsageError("--pair goes with one text, not with files")
-    from bertkit.infer.lines import Texts, count_lines
-
-    assert where.file is not None
-    total = count_lines(where.file, where.field)
-    total = min(total, most) if most else total
-    with common.progress(title, "texts") as report:
-        yield _First(Texts(where.file, where.field), most), lambda done: report(done, total)
+    with where.texts(common, title, most) as both:
+        yield both

@@ -14,12 +14,12 @@ from torch import Tensor
 
 import bertkit
 from bertkit.errors import DataError, UsageError
-from bertkit.explain.aims import CRF_NOTE
 from bertkit.explain.attribution import AttributionResult, attribute
 from bertkit.explain.attribution_totals import Totals, attribute_over
 from bertkit.explain.contributions import AttributionOptions, Method
 from bertkit.explain.hooks import state_hash
 from bertkit.explain.opening import Opened
+from bertkit.explain.readouts import CRF_NOTE
 from bertkit.tasks.answers import TaskAnswers
 from tests.explain.models import MASKED, TEXT, opened, theirs
 from tests.tasks import tiny

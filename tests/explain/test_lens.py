@@ -220,7 +220,7 @@ def test_the_lens_reads_labels_of_texts_and_of_words() -> None:
 
 def test_models_that_the_lens_cannot_read_are_refused() -> None:
     for kind in ("BertForQuestionAnswering", "BertModel"):
-        with pytest.raises(UsageError, match="the lens reads"):
+        with pytest.raises(UsageError, match="which this verb reads"):
             lens(opened(kind), "the cat")
     with pytest.raises(UsageError, match="masked-word head"):
         lens_over(labelled("BertForSequenceClassification"), TEXTS)

@@ -18,11 +18,11 @@ from bertkit.explain import trajectories as trajectories_module
 from bertkit.explain.ablation import ablate
 from bertkit.explain.attribution import attribute
 from bertkit.explain.comparing import compare_over
+from bertkit.explain.curves import lines
 from bertkit.explain.followed import FOLLOWED
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.maps import attention_over
 from bertkit.explain.opening import open_model
-from bertkit.explain.pictures import lines
 from bertkit.explain.probe_training import ProbeSettings
 from bertkit.explain.probing import probe
 from bertkit.explain.scores import pairs, score, score_over
@@ -222,7 +222,7 @@ def test_refusals() -> None:
 def test_lines_are_drawn_at_their_places_and_broken_where_numbers_are_missing() -> None:
     values = np.array([[0.0, np.nan, 1.0, 0.5], [0.25, 0.25, 0.25, 0.25]])
     drawn = lines("x", values, ["a", "b"], [0.0, 10.0, 20.0, 100.0], ["s0", "s1", "s2", "s3"])
-    left, wide = 58.0, 250.0
-    assert f"M{left:.1f} 196.0M{left + wide / 5:.1f} 46.0L{left + wide:.1f} 121.0" in drawn
-    assert drawn.count("data-of") == 8
-    assert 'data-at="0,1" data-value=""' in drawn
+    assert 'class="c0" x1="20.00%" y1="0.0" x2="100.00%"' in drawn
+    assert drawn.count('<line class="c0"') == 1
+    assert drawn.count('<line class="c1"') == 3
+    assert drawn.count("<circle") == 7

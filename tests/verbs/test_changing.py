@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bertkit import BertCrfForTokenClassification
 from bertkit.cli import main
 from tests.tasks import tiny
 from tests.verbs.running import run_explain
@@ -69,6 +70,25 @@ def test_states_are_patched(model: str, capsys: pytest.CaptureFixture[str]) -> N
     assert run_explain(capsys, "patch", texts, "the cat", "the cat", *flags)["label"] == "[CLS]"
     assert main(["explain", "patch", model, CLEAN, CORRUPT, "--device", "cpu"]) == 0
     assert "cat → dog" in capsys.readouterr().out
+
+
+def test_a_type_of_entity_is_a_target_of_a_tagger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = tiny.labels("O", "B-LOC", "I-LOC")
+    tagger = str(tiny.folder("BertForTokenClassification", **labels))
+    flags = ("--word", "cat", "--target", "LOC")
+    found = run_explain(capsys, "patch", tagger, "the cat", "the dog", *flags)
+    assert found["target"] == "B-LOC"
+    assert run_explain(capsys, "lens", tagger, "the cat", *flags)["positions"][0]["target"]
+    crf = BertCrfForTokenClassification.from_pretrained(tagger)
+    crf.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    run_explain(capsys, "lens", str(tmp_path), "the cat", *flags)
+    assert ["has a CRF" in record.getMessage() for record in caplog.records].count(True) == 1
+    answers = str(tiny.folder("BertForQuestionAnswering"))
+    assert main(["explain", "patch", answers, "the cat", "the dog", "--device", "cpu"]) == 2
+    assert "lens" not in capsys.readouterr().err
 
 
 def test_pairs_of_a_file_are_patched(

@@ -80,7 +80,7 @@ def test_trajectory_follows_checkpoints_in_order(
     run_folder = str(root.parent)
     found = run_explain(capsys, "trajectory", run_folder, "lens", "--file", texts, "--also", model)
     assert found["steps"] == [5, 10, None]
-    assert found["checkpoints"] == ["step 5", "step 10", model]
+    assert found["checkpoints"] == [f"{run_folder} step 5", f"{run_folder} step 10", model]
     assert [one["name"] for one in found["series"]] == ["accuracy", "loss"]
     masked = ("the cat [MASK] on", "--target", "sat")
     found = run_explain(capsys, "trajectory", run_folder, "lens", *masked)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +109,9 @@ def test_tables_are_for_people(model: str, capsys: pytest.CaptureFixture[str]) -
         (["score", "MODEL", "a", "--html", "FILE"], "exists"),
         (["lens", "MODEL", "a [MASK]", "--word", "a", "--target", "b"], "its own target"),
         (["pairs", "MODEL", "FILE", "--good", "a"], "both columns"),
+        (["score", "MODEL", "a", "--html", "none/x.html"], "no folder none"),
+        (["tune-lens", "MODEL", "FILE", "--out", "none/x"], "no folder none"),
+        (["vector", "MODEL", "a [MASK]", "--npz", "none/x"], "no folder none"),
         (["score", "MODEL", "a", "--method", "guess"], "guess"),
     ],
 )
@@ -138,6 +144,74 @@ def test_bad_input_is_one_line_and_status_1(
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
+
+
+ROWS = {
+    "CONLL": ("words.txt", 8 * "the O\ncat B-ANIMAL\nsat O\non O\n\n"),
+    "BIO": ("words.bio", "我\tO\n爱\tO\n"),
+    "LABELS": ("labels.txt", "good\tthe cat sat\nbad\ta dog ran\n"),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("verb", ["lens", "perturb-vector", "ablate", "trajectory", "tune-lens"])
+def test_labelled_rows_are_not_read_as_texts(
+    model: str, verb: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, text = ROWS[kind]
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    file = str(tmp_path / name)
+    line = ["explain", verb, model, *(["lens"] if verb == "trajectory" else []), "--file", file]
+    if verb == "tune-lens":
+        line = ["explain", verb, model, file, "--out", str(tmp_path / "x")]
+    assert main([*line, "--quiet", "--device", "cpu"]) == 1
+    err = capsys.readouterr().err
+    assert f"{name}: its lines are labelled rows" in err
+    assert "--field" in err
+    assert err.count("\n") == 1
+
+
+def test_progress_counts_what_is_done(
+    model: str, texts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bertkit.explain.corpus as corpus
+    from bertkit.verbs.options import Common
+
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress(self: Common, title: str, unit: str = "") -> Iterator[Any]:
+        yield lambda done, total: told.append((done, total))
+
+    monkeypatch.setattr(Common, "progress", progress)
+    monkeypatch.setattr(corpus, "BATCH_TOKENS", 8)
+    for verb in ("vector", "lens", "weak", "attention", "score", "compare", "attribute"):
+        told.clear()
+        more = ["--target", "cat", "--steps", "1"] if verb == "attribute" else []
+        if verb == "attribute":
+            more = ["--method", "gradient-x-input"]
+        assert main(["explain", verb, model, "--file", texts, *more, "--device", "cpu"]) == 0
+        assert told == sorted(set(told)), verb
+        assert told[-1] == (22, 22), verb
+
+
+def test_a_word_of_several_characters_needs_a_segmenter(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["explain", "lens", model, "我爱北京", "--word", "北京", "--device", "cpu"]
+    assert main(asked) == 1
+    assert "--segmenter jieba" in capsys.readouterr().err
+    assert main([*asked, "--segmenter", "jieba"]) == 0
+    assert "[北]" in capsys.readouterr().out
+    found = run(capsys, "explain", "attention", model, "我爱北京", "--segmenter", "jieba")
+    assert found["words"] == ["我", "爱", "北京"]
+
+
+def test_pairs_takes_no_flags_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "pairs", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--html" in out
+    assert "--field" not in out
 
 
 def test_an_interrupted_run_leaves_no_half_file_under_the_name(

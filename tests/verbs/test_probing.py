@@ -71,6 +71,7 @@ def test_where_a_model_is_weak(
         (["probe", "MODEL", "TAGS", "TAGS", "--npz", "TAGS"], 2, "exists"),
         (["probe", "MODEL", "TEXTS", "TEXTS"], 1, "no labelled"),
         (["probe", "MODEL", "TAGS", "none.conll"], 1, "none.conll"),
+        (["probe", "MODEL", "LABELS", "LABELS"], 2, "--task classify"),
     ],
 )
 def test_what_is_wrong_is_one_line(
