@@ -14,6 +14,7 @@ from bertkit.runtime import Runtime, seed_step
 from bertkit.tasks.task import TaskBatch
 from bertkit.train.adversarial import adversarial_passes
 from bertkit.train.objectives import Objective
+from bertkit.train.step import wrapped
 
 
 class Finetuning(nn.Module):
@@ -54,15 +55,8 @@ class StepResult:
 
 
 def wrap(model: Any, objective: Objective, machine: Runtime, compiled: bool) -> nn.Module:
-    """The module that `forward_backward` calls; each layer is compiled by itself when asked."""
-    if compiled:
-        for layer in model.bert.encoder.layer:
-            layer.compile(dynamic=True)
-    module: nn.Module = Finetuning(model, objective)
-    if machine.world > 1:
-        devices = [machine.device] if machine.device.type == "cuda" else None
-        module = DistributedDataParallel(module, devices)
-    return module
+    """The module that `forward_backward` calls."""
+    return wrapped(Finetuning(model, objective), model.bert.encoder.layer, machine, compiled)
 
 
 def forward_backward(

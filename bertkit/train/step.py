@@ -60,18 +60,24 @@ class StepResult:
 
 
 def wrap(model: Model, machine: Runtime, compiled: bool) -> nn.Module:
-    """The module that `forward_backward` calls; each layer is compiled by itself when asked.
+    """The module that `forward_backward` calls."""
+    return wrapped(Pretraining(model), model.bert.encoder.layer, machine, compiled)
+
+
+def wrapped(
+    module: nn.Module, layers: nn.ModuleList, machine: Runtime, compiled: bool
+) -> nn.Module:
+    """The module as all ranks call it; each layer is compiled by itself when asked.
 
     All layers share one graph (and the last, which answers for fewer rows, a second one), so
     compiling takes as long for 24 layers as for 2.
     """
     if compiled:
-        for layer in model.bert.encoder.layer:
+        for layer in layers:
             layer.compile(dynamic=True)
-    module: nn.Module = Pretraining(model)
     if machine.world > 1:
         devices = [machine.device] if machine.device.type == "cuda" else None
-        module = DistributedDataParallel(module, devices)
+        return DistributedDataParallel(module, devices)
     return module
 
 
