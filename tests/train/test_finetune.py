@@ -228,7 +228,7 @@ def test_patience_ends_a_run_that_gets_no_better(
         ({"train__steps": 7}, 7),
         ({"train__epochs": 0.4}, 6),
         ({"train__epochs": 1.5}, 23),
-        ({"train__minutes": 0.01}, None),
+        ({"train__minutes": 0.03}, None),
     ],
 )
 def test_budgets(

@@ -178,7 +178,7 @@ def test_an_interrupt_ends_workers_at_once(tmp_path: Path, english: str) -> None
     source.write_text("\n".join(ENGLISH))
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "from bertkit.cli import main\n"
         "from bertkit.train import parts\n"
         "def slow(encoder, path, chunk):\n"
@@ -186,6 +186,7 @@ def test_an_interrupt_ends_workers_at_once(tmp_path: Path, english: str) -> None
         "    time.sleep(60)\n"
         "parts._make_part = slow\n"  # in the workers too: they import this file
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # `... &` ignores it
         "    sys.exit(main(sys.argv[1:]))\n"
     )
     out = tmp_path / "out"
