@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +78,22 @@ def test_a_head_that_was_never_trained_is_refused_and_may_be_trained(
     assert load(folder, "cpu").fill("the [MASK]")[0]
 
 
+@pytest.mark.parametrize(
+    ("verb", "texts", "status"),
+    [("fill", ["the [MASK]"], 1), ("next", ["the cat", "a mat"], 0)],
+)
 def test_a_refusal_on_the_command_line_is_one_line(
+    verb: str,
+    texts: list[str],
+    status: int,
     folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     never_trained(folder)
-    code = "import sys; from bertkit.cli import main; sys.exit(main({}))"
-    for arguments, status in (
-        (["fill", str(folder), "the [MASK]"], 1),
-        (["next", str(folder), "the cat", "a mat"], 0),
-    ):
-        command = [sys.executable, "-c", code.format(arguments)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == status
-        assert len(done.stderr.splitlines()) == 1
-        assert "cls.predictions" in done.stderr
+    assert main([verb, str(folder), *texts]) == status
+    (line,) = [*capsys.readouterr().err.splitlines(), *caplog.messages]
+    assert "cls.predictions" in line
 
 
 def test_one_trained_number_makes_a_head_trained(folder: Path) -> None:
