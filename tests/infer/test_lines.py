@@ -29,6 +29,9 @@ def test_lines_of_text_and_rows_of_tables(tmp_path: Path) -> None:
         ("a.jsonl", '{"sentence_good": "a", "sentence_bad": "b", "UID": "x"}\n' * 2, ["x", "x"]),
         ("a.csv", "good,bad\na,b\na,b\n", ["", ""]),
         ("a.tsv", "good\tbad\tkind\na\tb\tone\na\tb\t二\n", ["one", "二"]),
+        ("a.csv", "right,wrong,topic\na,b,one\na,b,二\n", ["one", "二"]),
+        ("a.csv", "Ungrammatical,Grammatical,x\nb,a,one\nb,a,二\n", ["", ""]),
+        ("a.jsonl", '{"wrong": "b", "n": 1, "right": "a"}\n' * 2, ["", ""]),
         ("a.tsv", "a\tb\na\tb\n", ["", ""]),
     ],
 )
@@ -38,6 +41,24 @@ def test_minimal_pairs_of_a_file(tmp_path: Path, name: str, content: str, kinds:
     pairs = list(read_pairs(path))
     assert [(pair.good, pair.bad) for pair in pairs] == [("a", "b")] * 2
     assert [pair.kind for pair in pairs] == kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns"),
+    [
+        ("a.jsonl", '{"better text": "a", "q": "b"}\n', "'better text', 'q'"),
+        ("a.csv", "first,second,topic\na,b,one\n", "'first', 'second', 'topic'"),
+        ("a.csv", "first,second\na dog ran,ran dog a\n", "'first', 'second'"),
+        ("a.txt", "a dog ran\nthe cat sat\n", "1 columns without names"),
+    ],
+)
+def test_columns_that_could_be_either_are_refused(
+    tmp_path: Path, name: str, content: str, columns: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=f"{columns}; name both columns, --good and --bad"):
+        list(read_pairs(path))
 
 
 def test_columns_of_minimal_pairs_by_name(tmp_path: Path) -> None:
