@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bertkit.explain.pictures import brief, width_of
+from bertkit.explain.pictures import width_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -22,7 +22,7 @@ NARROW, FRAME = 16, 3
 
 
 def digits(value: float, sign: str = "") -> str:
-    """Three significant digits, however small; empty where there is no number.
+    """Three significant digits, trailing zeros too; empty where there is no number.
 
     Args:
         value: the number.
@@ -30,7 +30,9 @@ def digits(value: float, sign: str = "") -> str:
     """
     if not np.isfinite(value):
         return ""
-    return (sign if value >= 0 else "") + brief(float(value))
+    value = float(value) or 0.0  # no sign before 0
+    text = f"{value:#.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+    return (sign if value >= 0 else "") + text.removesuffix(".")
 
 
 def with_error(mean: float, error: float, sign: str = "") -> str:

@@ -232,8 +232,8 @@ def test_what_does_not_fit_stands_below_under_the_same_names() -> None:
         assert ("1.5e-08" in drawn, "2.25" in drawn) == (True, True)
     assert wrapped("the cat 0.5  猫猫 0.25", 12) == "the cat 0.5\n猫猫 0.25"
     assert wrapped("unbelievable", 5) == "unbel\nievab\nle"
-    assert digits(0.0) + digits(1.5e-9, "+") + digits(float("nan")) == "0+1.5e-09"
-    assert with_error(0.5, float("nan")) == "0.5"
+    assert digits(0.0) + digits(1.5e-9, "+") + digits(float("nan")) == "0.00+1.50e-09"
+    assert with_error(0.5, float("nan")) == "0.500"
 
 
 def test_labels_are_whole_and_small_numbers_have_digits() -> None:
