@@ -30,6 +30,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, layer_names
 from bertkit.explain.questions import Asked, Given, Head, asked_batches, head_of
+from bertkit.explain.readouts import note_of
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.wording import named, say
@@ -75,6 +76,7 @@ class AblationResult(Result):
         heads: [L, N].
         feed_forwards: [L].
         layers: [L].
+        note: what holds for this model alone, such as that its CRF is not in the figures.
     """
 
     verb: ClassVar[str] = "ablate"
@@ -98,6 +100,7 @@ class AblationResult(Result):
     heads: PartFigures
     feed_forwards: PartFigures
     layers: PartFigures
+    note: str = ""
 
     def title(self) -> str:
         """What was asked."""
@@ -119,6 +122,7 @@ class AblationResult(Result):
             "loss: how much it grows without the part; flips: questions with another best answer; "
             "gate: d loss / d (the part's strength); importance: mean size of that of a text"
         )
+        note = f"{self.note} {note}".strip()
         return grid(
             self.title(), ("part", "loss", "KL", "flips", "gate", "importance"), rows, note=note
         )
@@ -226,6 +230,7 @@ def ablate(
         PartFigures(*(parts[:, :count, i] for i in range(5))),
         PartFigures(*(parts[:, count, i] for i in range(5))),
         PartFigures(*(parts[:, count + 1, i] for i in range(5))),
+        note_of(opened),
     )
 
 

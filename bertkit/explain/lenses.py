@@ -25,7 +25,7 @@ from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import Look, bars, heat, layer_names
-from bertkit.explain.readouts import Readout, questions_for, readout_of
+from bertkit.explain.readouts import Readout, note_of, questions_for, readout_of
 from bertkit.explain.result import Floats, Result, masked_in
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.tuned import TunedLens
@@ -84,6 +84,7 @@ class LensResult(Result):
         reads: "words", "label of the text" or "label of the word".
         tuned: a tuned lens was used.
         positions: the asked ones.
+        note: what holds for this model alone, such as that its CRF is not read.
     """
 
     verb: ClassVar[str] = "lens"
@@ -96,6 +97,7 @@ class LensResult(Result):
     reads: str
     tuned: bool
     positions: list[LensAt]
+    note: str = ""
 
     def title(self) -> str:
         """What was asked."""
@@ -106,7 +108,7 @@ class LensResult(Result):
         """A table a position."""
         from rich.console import Group
 
-        return Group(*(_table(at) for at in self.positions))
+        return Group(*(_table(at) for at in self.positions), *([self.note] if self.note else []))
 
     def sections(self) -> list[Section]:
         """Layer by rank, the target's way, the distance to the last layer."""
@@ -192,7 +194,13 @@ def lens(
         states = trace(opened.encoder, sentence.batch()).hidden
         positions = [_at(readout, question, states, tuned, top_k) for question in asked]
     return LensResult(
-        opened.name, sentence.texts, sentence.labels, readout.what, tuned is not None, positions
+        opened.name,
+        sentence.texts,
+        sentence.labels,
+        readout.what,
+        tuned is not None,
+        positions,
+        note_of(opened),
     )
 
 

@@ -37,14 +37,19 @@ class Readout(NamedTuple):
     names: list[str]
 
 
+def note_of(opened: Opened) -> str:
+    """What a reader of the figures has to know of this model; "" for most."""
+    return CRF_NOTE if isinstance(opened.model, BertCrfForTokenClassification) else ""
+
+
 def readout_of(opened: Opened) -> Readout:
     """The head that the model has; of a CRF what stands before it, with a warning.
 
     Raises:
         UsageError: it has none that chooses among names at one position.
     """
-    if isinstance(opened.model, BertCrfForTokenClassification):
-        _log.warning("%s: %s", opened.name, CRF_NOTE)
+    if note := note_of(opened):
+        _log.warning("%s: %s", opened.name, note)
     return _readout(opened)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.checkpoint.files import write_atomically
-from bertkit.explain.wording import language_of, say, speaking, spoken
+from bertkit.explain.wording import language_of, named, say, speaking, spoken
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -82,9 +82,11 @@ class Result(ABC):
         from bertkit.explain.page import as_html, html_page
 
         with speaking(language or self.language() or "en"):
+            caution = self.caution_zh if spoken() == "zh" else self.caution
+            note = str(getattr(self, "note", ""))
             text = html_page(
                 self.title(),
-                self.caution_zh if spoken() == "zh" else self.caution,
+                f"{caution} {named(note)}" if note else caution,
                 self.sections(),
                 self.to_dict(),
                 model=str(getattr(self, "model", "")),

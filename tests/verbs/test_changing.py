@@ -85,6 +85,10 @@ def test_a_type_of_entity_is_a_target_of_a_tagger(
     crf.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     run_explain(capsys, "lens", str(tmp_path), "the cat", *flags)
+    page = tmp_path / "ablate.html"
+    ablated = run_explain(capsys, "ablate", str(tmp_path), "the cat", "--html", str(page))
+    assert "has a CRF" in ablated["note"]
+    assert "has a CRF" in page.read_text(encoding="utf-8").split("<script")[0]
     assert ["has a CRF" in record.getMessage() for record in caplog.records].count(True) == 1
     answers = str(tiny.folder("BertForQuestionAnswering"))
     assert main(["explain", "patch", answers, "the cat", "the dog", "--device", "cpu"]) == 2
