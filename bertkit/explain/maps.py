@@ -204,7 +204,8 @@ def _head_table(title: str, heads: HeadFigures) -> RenderableType:
     names = [name.replace("_", " ") for name in FIGURES]
     note = (
         "entropy in nats; distance in tokens; the rest: shares of the weight that go to [CLS], "
-        "to [SEP], to the token itself, to the one before, to the one behind"
+        "to [SEP], to the token itself, to the one before, to the one behind; means over all "
+        "tokens, of which the first has none before and the last none behind"
     )
     return grid(title, ["head", *names], rows, note=note)
 

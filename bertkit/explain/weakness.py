@@ -50,7 +50,8 @@ class Figures:
         loss: [G] cross-entropy of what stood there, in nats.
         loss_error: [G]; NaN where there is one position.
         accuracy: [G] how often it was the likeliest.
-        accuracy_error: [G].
+        accuracy_error: [G]; NaN where there is one, and where none or all are right: 0 would
+            claim to be certain.
     """
 
     loss: Floats
@@ -119,7 +120,7 @@ class WeakResult(Result):
         from rich.console import Group
         from rich.text import Text
 
-        note = "loss in nats; ±: one standard error, which a single position has not"
+        note = "loss in nats; ±: one standard error, left out of one position and of a share 0 or 1"
         if self.other is not None:
             note += f"; after: {self.other}; change: after less before"
         parts = (self.overall, *self.breakdowns)
@@ -291,6 +292,8 @@ class Tally:
         spread = np.maximum(squares - sums * means, 0) / np.maximum(count - 1, 1)[:, None]
         spread[count == 1] = np.nan
         errors = np.sqrt(spread / count[:, None])
+        shares = slice(1, 4, 2)  # the accuracies, not their change
+        errors[:, shares][np.isin(means[:, shares], (0, 1))] = np.nan
         sides = [
             Figures(means[:, i], errors[:, i], means[:, i + 1], errors[:, i + 1])
             for i in range(0, means.shape[1], 2)

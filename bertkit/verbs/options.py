@@ -103,9 +103,13 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
 
         def report(done: int, total: int) -> None:
             rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, total=total or None, rate=f"{rate:,.0f}/s")
+            bar.update(task, completed=done, total=total or None, rate=_rate(rate))
 
         yield report
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 9.5 or not rate else f"{rate:.2g}/s"
 
 
 def _plain_lines(title: str, unit: str, every: float = 10.0) -> Report:
@@ -117,7 +121,7 @@ def _plain_lines(title: str, unit: str, every: float = 10.0) -> Report:
         if now - last < every and not (total and done >= total):
             return
         last, passed = now, max(now - start, 1e-9)
-        line = f"{title}: {done:,} {unit}, {done / passed:,.0f}/s"
+        line = f"{title}: {done:,} {unit}, {_rate(done / passed)}"
         if 0 < done < total:
             line += f", {done / total:.0%}, {passed * (total - done) / done:.0f} s left"
         print(line, file=sys.stderr, flush=True)
