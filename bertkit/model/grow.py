@@ -169,10 +169,13 @@ def check_target(source: str | os.PathLike[str], out: Path, overwrite: bool) -> 
     """Refuse to write a grown model over a model, or over the one that it grows from.
 
     Raises:
-        UsageError: `out` holds a model or a tokenizer and `overwrite` is not set, or is `source`.
+        UsageError: `out` holds a model or a tokenizer and `overwrite` is not set, or is `source`,
+            or a training run, whose own model one beside it would hide.
     """
-    if out.exists() and resolve_model(source).resolve() == out.resolve():
+    if out.exists() and out.resolve() in (resolve_model(source).resolve(), Path(source).resolve()):
         raise UsageError(f"{out} is the model itself; name another folder with --out")
+    if (out / "recipe.toml").exists():
+        raise UsageError(f"{out} holds a training run; name another folder with --out")
     for name in (CONFIG_NAME, WEIGHTS_NAME, "tokenizer.json", "vocab.txt"):
         if (out / name).exists() and not overwrite:
             raise UsageError(f"{out} holds a model already; say --overwrite to replace it")

@@ -79,8 +79,8 @@ class VocabResult:
         notes = []
         if len(self.vocab) < self.size_asked:
             notes.append(
-                f"{len(self.vocab)} tokens, fewer than the {self.size_asked} asked: "
-                "the corpus has no more"
+                f"{len(self.vocab):,} tokens, fewer than the {self.size_asked:,} asked: "
+                "the corpus has no more that were seen often enough (--min-frequency)"
             )
         if self.pruned_below:
             notes.append(

@@ -55,7 +55,7 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
     # A recipe alone is a run that was refused before it began.
     if resume or not out.is_dir() or all(path == saved for path in out.iterdir()):
         return
-    if not overwrite:
-        raise UsageError(f"{out} is not empty; say --resume to continue or --overwrite")
     if not saved.is_file():
-        raise UsageError(f"{out} holds no run; it will not be overwritten, name another")
+        raise UsageError(f"{out} is not empty and holds no run; name another --out")
+    if not overwrite:
+        raise UsageError(f"{out} holds a run; say --resume to continue it or --overwrite")

@@ -38,7 +38,7 @@ def stop_signals(run: Stoppable) -> Iterator[None]:
         if run.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         run.asked = True
-        run.progress.say("stopping after this step; all will be saved ...")
+        run.progress.warn("stopping after this step; all will be saved ...")
 
     before = {}
     try:

@@ -255,6 +255,10 @@ def test_what_cannot_grow_is_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(UsageError, match="is the model itself"):
         check_target(tmp_path, tmp_path, overwrite=True)
+    (run := tmp_path / "run").mkdir()
+    (run / "recipe.toml").touch()
+    with pytest.raises(UsageError, match="holds a training run"):
+        check_target(tmp_path, run, overwrite=True)
     other = tmp_path / "other"
     model.save_pretrained(other)
     with pytest.raises(UsageError, match="--overwrite"):

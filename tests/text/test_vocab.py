@@ -129,7 +129,7 @@ def test_fewer_tokens_only_when_the_corpus_has_no_more() -> None:
     text = english(400) + " 模型 模型 ß ß qz qz"
     result = train_vocab([text], VocabOptions(size=10_000))
     words = count_words([text], normalizers.BertNormalizer()).words()
-    assert "fewer than the 10000" in result.notes[0]
+    assert "fewer than the 10,000" in result.notes[0]
     # Every word seen twice is a token of its own: nothing is left to merge.
     assert {word for word, count in words.items() if count >= 2} <= set(result.vocab)
     full = train_vocab([text], VocabOptions(size=len(result.vocab) - 7))

@@ -496,7 +496,7 @@ def test_a_run_goes_on_with_its_own_rows_and_settings(
     with monkeypatch.context() as patch:
         patch.setattr(module, "finish", lambda run: FinetuneResult(out, None, "classify", "f1"))
         run(model, texts, out, recipe=quick(train__steps=3))
-    with pytest.raises(UsageError, match="is not empty; say --resume"):
+    with pytest.raises(UsageError, match="holds a run; say --resume"):
         run(model, texts, out, recipe=quick(train__steps=3))
     with pytest.raises(UsageError, match=r"train\.steps was 3, now 4"):
         run(model, texts, out, recipe=quick(train__steps=4), resume=True)

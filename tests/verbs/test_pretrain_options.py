@@ -142,7 +142,7 @@ def test_what_is_plainly_wrong_is_refused_before_torch_is_loaded(tmp_path: Path)
     asked = {
         "no such folder of prepared data": [gone, "--out", gone],
         "used: no prepared data here": [str(used), "--out", gone],
-        "used is not empty; say --resume to continue or --overwrite": [*right[:2], str(used)],
+        "used is not empty and holds no run; name another --out": [*right[:2], str(used)],
         "say one of them": [*right, "--resume", "--overwrite"],
         "thesis.txt is a file": [*right[:2], str(used / "thesis.txt")],
         "no setting is called 'train.stepz'": [*right, "--set", "train.stepz=3"],
