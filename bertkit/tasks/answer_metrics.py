@@ -201,7 +201,11 @@ class AnswerMeter(ScoredMeter[QuestionRow]):
             getattr(self, name).extend(getattr(other, name))
 
     def figures(self) -> dict[str, float]:
-        """Exact, f1, total; squad2: HasAns_*, NoAns_*, best_exact, best_f1 and their thresholds."""
+        """Exact, f1, total; squad2: HasAns_*, NoAns_*, best_exact, best_f1 and their thresholds.
+
+        The script writes 0.0 where it is best to answer nothing; `tuned_null_threshold` is one
+        that does so.
+        """
         everything = np.ones(len(self.exact), dtype=bool)
         figures = self._means("", everything)
         if self.metric == "cmrc":
@@ -231,7 +235,8 @@ class AnswerMeter(ScoredMeter[QuestionRow]):
                 self.null_odds, scores, has_answer, np.array(self.answered, bool)
             )
             figures[f"best_{name}"], figures[f"best_{name}_thresh"] = value, threshold
-        return figures
+        tuned = self.tuned_threshold()
+        return figures if tuned is None else figures | {"tuned_null_threshold": tuned}
 
     def tuned_threshold(self) -> float | None:
         """The threshold on null odds with the best F1; None: predictions held no null odds."""

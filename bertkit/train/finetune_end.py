@@ -80,7 +80,7 @@ def _final_model(run: TaskRun) -> tuple[Any, Task[Any], dict[str, Any]]:
         model.load_state_dict(merged_state(run.model))
     model = model.to(run.machine.device).eval()
     figures = dict(run.state.figures)
-    threshold = figures.get("best_f1_thresh")
+    threshold = figures.get("tuned_null_threshold")
     if threshold is not None and math.isfinite(threshold):
         model.config.bertkit_task["null_threshold"] = float(threshold)
         task = saved_task(model.config, run.tokenizer)

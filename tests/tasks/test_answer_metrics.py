@@ -237,8 +237,17 @@ def test_squad2_figures() -> None:
         "best_exact_thresh": 0.0,
         "best_f1": pytest.approx(100 * (2 + 2 / 3) / 4),
         "best_f1_thresh": -3.0,
+        "tuned_null_threshold": -3.0,
     }
-    assert meter.tuned_threshold() == -3.0
+
+
+def test_where_it_is_best_to_answer_nothing_the_tuned_threshold_does_so() -> None:
+    meter = AnswerMeter("squad2")
+    for odds in (-2.0, -1.0):
+        meter.add(question(), said("Paris", null_odds=odds))
+    figures = meter.figures()
+    assert (figures["best_f1"], figures["best_f1_thresh"]) == (100.0, 0.0)  # as the script has it
+    assert figures["tuned_null_threshold"] < -2.0
 
 
 def test_figures_without_null_odds_and_without_rows() -> None:
