@@ -105,13 +105,15 @@ class Asked(TypedDict, total=False):
     """What a padded call may ask for; None: as the configuration says.
 
     What comes after `return_dict` is taken, as in transformers, and must be None: an encoder has
-    none of it. `use_cache` may say what it likes, for nothing is ever cached.
+    none of it. `use_cache` may say what it likes, for nothing is ever cached; so may
+    `num_items_in_batch`, which transformers' Trainer hands in and its BERT does not read either.
     """
 
     output_attentions: bool | None
     output_hidden_states: bool | None
     return_dict: bool | None
     use_cache: bool | None
+    num_items_in_batch: object
     head_mask: None
     encoder_hidden_states: None
     encoder_attention_mask: None

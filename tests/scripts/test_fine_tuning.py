@@ -277,3 +277,30 @@ for i in range(3):
 """
     path = folder("BertForSequenceClassification", num_hidden_layers=layers)
     assert_moves(script, folder=path, texts=TEXTS["en"], labels=LABELS)
+
+
+@both_languages
+def test_the_trainer_of_transformers(language: str) -> None:
+    """It hands in `num_items_in_batch`, measures, and pads with the tokenizer."""
+    script = """
+import transformers
+from transformers import AutoTokenizer, AutoModelForSequenceClassification
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder)
+rows = [{**tokenizer(text), "labels": label} for text, label in zip(texts, labels)]
+arguments = transformers.TrainingArguments(
+    out, num_train_epochs=3, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    learning_rate=1e-3, logging_steps=1, save_strategy="no", report_to=[], use_cpu=True,
+    disable_tqdm=True)
+trainer = transformers.Trainer(
+    model, arguments, train_dataset=rows, eval_dataset=rows,
+    data_collator=transformers.DataCollatorWithPadding(tokenizer))
+trainer.train()
+for line in trainer.state.log_history[:-1]:
+    print(line["loss"], line["grad_norm"], line["learning_rate"])
+print(trainer.evaluate()["eval_loss"])
+print(trainer.predict(rows).predictions.tolist())
+"""
+    kept = folder("BertForSequenceClassification", language)
+    assert_moves(script, folder=kept, texts=TEXTS[language], labels=LABELS)
