@@ -33,7 +33,7 @@ _COLUMNS = {
     "norm": "范数",
     "pairs": "句对",
     "part": "部分",
-    "part. ratio": "参与比",
+    "part. ratio": "参与率",
     "positions": "位置数",
     "predicted": "梯度预测",
     "probability": "概率",
@@ -125,7 +125,7 @@ _NAMES = {
     "first word of a text": "文本的第一个词",
     "anisotropy (mean cosine)": "各向异性（平均余弦）",
     "effective rank": "有效秩",
-    "participation ratio": "参与比",
+    "participation ratio": "参与率",
     "anisotropy": "各向异性",
     "pseudo-perplexity": "伪困惑度",
     "{figure} to the last checkpoint": "与最后一个检查点的 {figure}",
@@ -275,9 +275,7 @@ _ANSWERS = {
     "What can be read off each layer": "每层能读出什么",
     "Loss by position": "按位置的损失",
     " against {other}": "，对照 {other}",
-    "A black line is one standard error on either side of a mean.": (
-        "细线是均值两侧各一个标准误。"
-    ),
+    "A thin line is one standard error on either side of a mean.": ("细线是均值两侧各一个标准误。"),
 }
 _CHANGING = {
     "Pushed vectors: {texts}": "推动向量：{texts}",

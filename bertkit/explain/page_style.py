@@ -114,7 +114,8 @@ caption { text-align: start; white-space: pre-line; }
 #told:empty { display: none; }
 footer { margin: 2rem 0; }
 @media (max-width: 700px) { .square:not(.dense) [data-at] span { font-size: 0; }
-  .bars th { min-width: 6rem; } .bars .num { white-space: normal; min-width: 4rem; }
+  .bars th { min-width: 6rem; } .bars .num { white-space: normal; min-width: 4rem;
+    overflow-wrap: normal; }
   .bars .bar { min-width: 3rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 12px; }
   select, #told, .ask { display: none; } .wide { overflow: visible; }

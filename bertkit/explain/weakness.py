@@ -128,7 +128,7 @@ class WeakResult(Result):
 
     def sections(self) -> list[Section]:
         """Loss and accuracy of each breakdown; with another model both, and the change."""
-        note = say("A black line is one standard error on either side of a mean.")
+        note = say("A thin line is one standard error on either side of a mean.")
         found = []
         parts = [("overall", self.overall)]
         parts += [(f"breakdowns.{i}", part) for i, part in enumerate(self.breakdowns)]

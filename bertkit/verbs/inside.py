@@ -100,17 +100,13 @@ class Where(Results):
         from bertkit.infer.lines import count_lines
 
         given = self.lines()
-        if self.html and not self.language and "-" not in given.sources:
-            from bertkit.explain.wording import language_of
-
-            self.language = language_of(islice(given, 20))
         total = count_lines(given.sources, given.field)
         total = min(total, most or total)
         with common.progress(title, "texts") as report:
             yield First(given, most), lambda done: report(done, total)
 
     def lines(self) -> Texts:
-        """The texts of the files.
+        """The texts of the files; the page's language is theirs, unless one was named.
 
         Raises:
             DataError: what is read as a text a line has columns.
@@ -118,7 +114,12 @@ class Where(Results):
         from bertkit.infer.lines import Texts
 
         assert self.file is not None
-        return Texts([check_texts(path) for path in self.file], self.field)
+        given = Texts([check_texts(path) for path in self.file], self.field)
+        if self.html and not self.language and "-" not in given.sources:
+            from bertkit.explain.wording import language_of
+
+            self.language = language_of(islice(given, 20))
+        return given
 
 
 @dataclass(frozen=True)

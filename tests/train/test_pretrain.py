@@ -184,7 +184,7 @@ def test_packing_fills_the_steps(finished: PretrainResult) -> None:
 
 def test_an_existing_folder_is_refused(finished: PretrainResult, data: Path) -> None:
     before = (finished.run / "log.jsonl").read_bytes()
-    with pytest.raises(UsageError, match="--resume to continue or --overwrite"):
+    with pytest.raises(UsageError, match="--resume to continue it or --overwrite"):
         run(data, finished.run, train__steps=5)
     with pytest.raises(UsageError, match=r"train\.steps was 160, now 5"):
         run(data, finished.run, train__steps=5, train__learning_rate=5e-3, resume=True)
