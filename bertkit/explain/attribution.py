@@ -162,7 +162,7 @@ class AttributionResult(Result):
             values = np.array([word.value for word in target.words])
             words = [word.word for word in target.words]
             drawn = coloured_text(of, values, words, gaps(self.texts, target.words))
-            note = f"{self._told(target)}. {say('Blue pushes it up, orange down.')}"
+            note = f"{self._told(target).rstrip('.。')}. {say('Blue pushes it up, orange down.')}"
             heading = say("What makes the model say {target}", target=named(target.name))
             found.append(Section(heading, drawn, note))
             found.append(Section(say("Word by word"), bars(of, values, words)))
