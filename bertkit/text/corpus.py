@@ -28,16 +28,6 @@ from bertkit.checkpoint.files import json_kind
 from bertkit.errors import DataError, UsageError
 from bertkit.text.sources import BROKEN, ROWS, expand_sources, kind_of, open_source
 
-__all__ = [
-    "MAX_DOCUMENT_CHARS",
-    "CorpusOptions",
-    "CorpusReport",
-    "Document",
-    "expand_sources",
-    "read_documents",
-    "read_documents_of",
-]
-
 MAX_DOCUMENT_CHARS = 1_000_000
 KEPT_MESSAGES = 10
 

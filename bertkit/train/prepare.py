@@ -24,7 +24,8 @@ from msgspec import Struct
 
 from bertkit.data.shards import TokenStore
 from bertkit.errors import DataError, StaleDataError, UsageError
-from bertkit.text.corpus import CorpusReport, expand_sources
+from bertkit.text.corpus import CorpusReport
+from bertkit.text.sources import expand_sources
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.text.vocab import ScriptCoverage
 from bertkit.train.merge import Merged, MergeSettings, SplitReport, merge_parts

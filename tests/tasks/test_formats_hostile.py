@@ -39,7 +39,7 @@ LINES = st.lists(
 ).map("\n".join)
 
 
-def tried(path: str, task: str) -> None:
+def assert_rows_or_one_line(path: str, task: str) -> None:
     """All rows are right, or a DataError tells why in one line; with skipping likewise."""
     for bad in (None, BadRows()):
         caught: DataError | None = None
@@ -63,7 +63,7 @@ def tried(path: str, task: str) -> None:
 def test_bytes_and_lines(
     task: str, kind: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    tried(file(tmp_path_factory.getbasetemp(), f"h{kind}", content), task)
+    assert_rows_or_one_line(file(tmp_path_factory.getbasetemp(), f"h{kind}", content), task)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -73,6 +73,6 @@ def test_json_of_any_shape(
     task: str, values: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    tried(file(folder, "h.jsonl", "\n".join(map(json.dumps, values))), task)
-    tried(file(folder, "h.json", json.dumps({"data": values}, indent=1)), task)
-    tried(file(folder, "i.json", json.dumps(values)), task)
+    assert_rows_or_one_line(file(folder, "h.jsonl", "\n".join(map(json.dumps, values))), task)
+    assert_rows_or_one_line(file(folder, "h.json", json.dumps({"data": values}, indent=1)), task)
+    assert_rows_or_one_line(file(folder, "i.json", json.dumps(values)), task)

@@ -19,9 +19,9 @@ from bertkit.text import corpus
 from bertkit.text.corpus import (
     CorpusOptions,
     CorpusReport,
-    expand_sources,
     read_documents,
 )
+from bertkit.text.sources import expand_sources
 
 SKIP = CorpusOptions(skip_bad_rows=True)
 

@@ -58,7 +58,7 @@ def batches(name: str, limit: int | None) -> Iterator[list[str]]:
         yield batch
 
 
-def compare_singles(batch: list[str], vocab: str, lower: bool) -> None:
+def assert_singles_equal(batch: list[str], vocab: str, lower: bool) -> None:
     """Ids, offsets and masks of whole texts, by every way that ours has."""
     ours, theirs = both(vocab, lower)
     call: dict[str, Any] = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
@@ -67,7 +67,7 @@ def compare_singles(batch: list[str], vocab: str, lower: bool) -> None:
     assert ours(batch)["input_ids"] == expected["input_ids"]
 
 
-def compare_pairs(batch: list[str], vocab: str, lower: bool) -> None:
+def assert_pairs_equal(batch: list[str], vocab: str, lower: bool) -> None:
     """Pairs, windows with overflow, truncation with padding, and the way back to text."""
     ours, theirs = both(vocab, lower)
     seconds = [*batch[1:], batch[0]]
@@ -86,8 +86,8 @@ def compare_pairs(batch: list[str], vocab: str, lower: bool) -> None:
 def test_a_sample_of_each_data_set_equals_transformers(name: str) -> None:
     vocab = "bert-base-uncased" if len(name) % 2 else "bert-base-chinese"
     for batch in batches(name, limit=25):
-        compare_singles(batch, vocab, True)
-        compare_pairs(batch, vocab, True)
+        assert_singles_equal(batch, vocab, True)
+        assert_pairs_equal(batch, vocab, True)
 
 
 @pytest.mark.slow
@@ -97,5 +97,5 @@ def test_all_of_each_data_set_equals_transformers(name: str) -> None:
     for number, batch in enumerate(batches(name, limit=None)):
         turn = list(VOCABS)[number % len(VOCABS)]
         for vocab in [turn] if name.endswith("train.txt.gz") else VOCABS:
-            compare_singles(batch, vocab, VOCABS[vocab])
-        compare_pairs(batch, turn, VOCABS[turn])
+            assert_singles_equal(batch, vocab, VOCABS[vocab])
+        assert_pairs_equal(batch, turn, VOCABS[turn])

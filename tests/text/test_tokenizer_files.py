@@ -216,16 +216,16 @@ def test_json_that_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("seed", [0])
 def test_mutants_load_or_are_refused_in_one_line(seed: int, tmp_path: Path) -> None:
-    mutants(seed, 1200, tmp_path)
+    assert_mutants_load_or_are_refused(seed, 1200, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_many_more_mutants(seed: int, tmp_path: Path) -> None:
-    mutants(seed, 5000, tmp_path)
+    assert_mutants_load_or_are_refused(seed, 5000, tmp_path)
 
 
-def mutants(seed: int, count: int, tmp_path: Path) -> None:
+def assert_mutants_load_or_are_refused(seed: int, count: int, tmp_path: Path) -> None:
     good = copy.deepcopy(both("small", False)[0])
     good.add_tokens(["neologism"])
     good.add_special_tokens({"extra_special_tokens": ["[E1]"]})

@@ -29,7 +29,7 @@ PIECES = st.sampled_from(
 TEXT = st.one_of(st.text(max_size=30), st.lists(PIECES, max_size=30).map("".join))
 
 
-def same(tok: BertTokenizer, cache: WordCache, texts: list[str]) -> None:
+def assert_same(tok: BertTokenizer, cache: WordCache, texts: list[str]) -> None:
     tokens, lengths = cache.encode(texts)
     rows = tok.encode_sentences(texts)
     assert lengths.tolist() == [len(r) for r in rows]
@@ -45,7 +45,7 @@ def test_equal_to_the_engine(lower: bool, chinese: bool) -> None:
     @settings(deadline=None)
     @given(st.lists(TEXT, max_size=4))
     def check(texts: list[str]) -> None:
-        same(tok, cache, texts)
+        assert_same(tok, cache, texts)
 
     check()
 
@@ -55,29 +55,29 @@ def test_added_tokens_are_found(added: str) -> None:
     tok = tokenizer()
     tok.add_tokens([added])
     texts = [f"a {added} b", f"a{added}b", added, f"{added}.", f"cab{added} 中{added}文"]
-    same(tok, WordCache(tok), texts)
+    assert_same(tok, WordCache(tok), texts)
 
 
 def test_no_sentence_and_an_empty_one() -> None:
     tok = tokenizer()
     for texts in ([], [""], ["", "a"], ["a\nb", "c"], ["[", "]"]):
-        same(tok, WordCache(tok), texts)
+        assert_same(tok, WordCache(tok), texts)
 
 
 def test_long_words() -> None:
     tok = tokenizer()
-    same(tok, WordCache(tok), ["a" * n for n in (63, 64, 65, 99, 100, 101, 5000)])
+    assert_same(tok, WordCache(tok), ["a" * n for n in (63, 64, 65, 99, 100, 101, 5000)])
 
 
 def test_more_new_words_than_a_line_holds() -> None:
     tok = tokenizer()
     words = [f"w{i}x{i * 7}" for i in range(3 * wordcache._WORDS_IN_LINE + 1)]
-    same(tok, WordCache(tok), [" ".join(words), "", "  ".join(words[::-1])])
+    assert_same(tok, WordCache(tok), [" ".join(words), "", "  ".join(words[::-1])])
 
 
 def test_a_word_that_parts_words_in_lines() -> None:
     tok = tokenizer()
-    same(tok, WordCache(tok), ["the [SEP] cat", "a[SEP]b [SEP][SEP]", "[sep] [SEP]. word"])
+    assert_same(tok, WordCache(tok), ["the [SEP] cat", "a[SEP]b [SEP][SEP]", "[sep] [SEP]. word"])
 
 
 def test_the_width_follows_the_vocabulary() -> None:
@@ -99,4 +99,6 @@ def test_real_text(language: str) -> None:
     tok = BertTokenizer(vocab, do_lower_case=language == "zh")
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         text = lines.read(200_000)
-    same(tok, WordCache(tok), [s for line in text.split("\n") for s in split_sentences(line)])
+    assert_same(
+        tok, WordCache(tok), [s for line in text.split("\n") for s in split_sentences(line)]
+    )
