@@ -177,6 +177,11 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
 
+def counted(count: float, names: str) -> str:
+    """A number with what it counts: "3 steps", "1 step"."""
+    return f"{count:,.10g} {names.removesuffix('s') if count == 1 else names}"
+
+
 def clock(seconds: float) -> str:
     """1:02:03 or 02:03."""
     if not math.isfinite(seconds):
