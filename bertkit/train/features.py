@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bertkit.data.order import cut_evenly, hash_u64, permutation
 from bertkit.tasks.task import Feature, Task, TaskBatch
+from bertkit.train.log import counted
 
 Ints = NDArray[np.int64]
 Small = NDArray[np.int32]
@@ -143,15 +144,16 @@ class Lengths:
         """For people."""
         shown = np.percentile(self.tokens, [50, 95, 100]).astype(int).tolist()
         lines = [
-            f"{len(self.tokens):,} examples of {shown[0]} tokens (median), 95% up to {shown[1]}, "
-            f"longest {shown[2]}; at most {self.task.max_length}"
+            f"{counted(len(self.tokens), 'examples')} of {shown[0]} tokens (median), "
+            f"95% up to {shown[1]}, longest {shown[2]}; at most {self.task.max_length}"
         ]
         for count, what in (
             (self.windowed, "read in overlapping windows"),
-            (self.cut, "their ends cut off"),
+            (self.cut, "cut off at the end"),
         ):
             if count:
-                lines.append(f"{count:,} rows ({count / self.rows:.1%}) are longer, {what}")
+                share = f"{counted(count, 'rows')} ({count / self.rows:.1%})"
+                lines.append(f"longer than that: {share}, {what}")
         return lines
 
 

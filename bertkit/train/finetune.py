@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch.distributed as dist
@@ -35,7 +34,7 @@ from bertkit.train.finetune_run import (
 from bertkit.train.finetune_step import Micro, StepResult, forward_backward
 from bertkit.train.finetune_told import announce
 from bertkit.train.folds import finetune_all
-from bertkit.train.log import Progress
+from bertkit.train.log import Progress, counted
 from bertkit.train.optim import learning_rate_at
 from bertkit.train.setup import only_one, open_run, wants_compile
 from bertkit.train.state import save_state
@@ -206,9 +205,9 @@ def _after_step(run: TaskRun, result: StepResult, epoch_ended: bool) -> None:
 def _evaluate(run: TaskRun) -> None:
     assert run.parts.dev is not None
     begin = time.monotonic()
-    figures: dict[str, Any] = measure(run, run.model, run.parts.dev)
-    better = take_figures(run, figures)
-    if better:
+    found = measure(run, run.model, run.parts.dev)
+    figures, kept = found.figures, take_figures(run, found)
+    if kept:
         save_best(run)
     seconds = time.monotonic() - begin
     run.budget.measuring += seconds
@@ -220,11 +219,11 @@ def _evaluate(run: TaskRun) -> None:
     run.progress.say(
         f"dev at step {state.step:,}: "
         + ", ".join(f"{name} {value:.4f}" for name, value in shown)
-        + (" (best so far)" if better else "")
+        + (" (best so far)" if kept else "")
         + f", {seconds:.1f} s"
     )
     if state.stopped:
-        run.progress.say(f"not better for {state.stale} evaluations: stopped")
+        run.progress.say(f"not better for {counted(state.stale, 'evaluations')}: stopped")
 
 
 def _save(run: TaskRun) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bertkit import __version__
 from bertkit.checkpoint.files import write_atomically
 from bertkit.settings import dump_recipe
+from bertkit.tasks.outcomes import label_table
 from bertkit.train.finetune_result import FinetuneResult
 from bertkit.train.finetune_run import TaskRun
-from bertkit.train.log import clock, read_log
+from bertkit.train.log import clock, counted, read_log
 
 CARD = """---
 library_name: transformers
@@ -21,8 +23,8 @@ tags:
 
 # {name}
 
-A BERT fine-tuned with bertkit for {what}, from `{origin}`: {layers} layers, hidden size {hidden},
-{parameters:,} parameters.
+A BERT fine-tuned with bertkit {version} for {what}, from `{origin}`: {layers} layers, hidden size
+{hidden}, {parameters:,} parameters.
 {labels}
 ## Figures
 
@@ -30,7 +32,7 @@ A BERT fine-tuned with bertkit for {what}, from `{origin}`: {layers} layers, hid
 {choice}
 
 ![curves](curves.png)
-
+{by_label}
 ## Use
 
 ```python
@@ -48,7 +50,7 @@ The folder also opens in `transformers`: `{auto}.from_pretrained("{folder}")`.
 
 ## Training
 
-{steps:,} steps, {examples:,} examples, {tokens:,} tokens, {time}{skipped}.
+{done}, {time}{skipped}.
 
 ```toml
 {recipe}```
@@ -96,6 +98,7 @@ def write_card(run: TaskRun, model: Any, result: FinetuneResult) -> None:
     what, pipeline, use, auto = SHOWN[run.task.name]
     card = CARD.format(
         name=run.out.name,
+        version=__version__,
         pipeline=pipeline,
         what=what,
         origin=run.recipe.model.init,
@@ -105,15 +108,14 @@ def write_card(run: TaskRun, model: Any, result: FinetuneResult) -> None:
         labels=_labels(run, model),
         figures=figures_table(result),
         choice=_choice(run, result),
+        by_label=_by_label(run),
         folder=folder,
         use=use,
         auto=auto,
         data=_data(run),
-        steps=result.steps,
-        examples=result.examples,
-        tokens=result.tokens,
+        done=", ".join(counted(getattr(result, x), x) for x in ("steps", "examples", "tokens")),
         time=clock(result.seconds),
-        skipped=f", {result.skipped} steps skipped for a bad loss" if result.skipped else "",
+        skipped=f"; skipped for a bad loss: {result.skipped}" if result.skipped else "",
         recipe=dump_recipe(run.recipe),
     )
     write_atomically(folder / "README.md", card.encode())
@@ -142,16 +144,24 @@ def _choice(run: TaskRun, result: FinetuneResult) -> str:
 
 def _data(run: TaskRun) -> str:
     files, data = run.files, run.recipe.data
-    lines = [f"- train: {files.train.name}, {len(run.data.store):,} examples"]
-    if run.parts.dev is not None:
-        held = f"held out of {files.train.name}" if files.dev is None else files.dev.name
-        lines.append(f"- dev: {held}")
-    if files.test is not None:
-        lines.append(f"- test: {files.test.name}")
+    lines = []
+    for name, part in vars(run.parts).items():
+        if part is not None:
+            path = getattr(files, name)
+            where = f"held out of {files.train.name}" if path is None else path.name
+            counts = part.summary.lines()[:-1]  # rows and labels; the last line is of lengths
+            lines.append(f"- {name}: {where}, {'; '.join(counts)}")
+    lines[0] += f"; {counted(len(run.data.store), 'examples')}"
     for name in ("oversample", "augment"):
         if (value := getattr(data, name)) not in (0.0, "none"):
             lines.append(f"- {name}: {value}")
     return "\n".join(lines)
+
+
+def _by_label(run: TaskRun) -> str:
+    """The figures of each label on dev, with the weights that are saved."""
+    labels = run.state.labels
+    return f"\nBy label, on dev:\n\n{label_table(labels).markdown()}\n" if labels else ""
 
 
 def figures_table(result: FinetuneResult) -> str:
@@ -177,7 +187,7 @@ def write_card_of_several(together: FinetuneResult, best: FinetuneResult) -> Non
     if runs is not None:
         figures += f"\n\n{runs.markdown()}"
     figures += (
-        f"\n\nThe weights, the curves and the settings below are those of `{best.run.name}`, step "
+        f"\n\nThe weights and all that stands below are those of `{best.run.name}`, step "
         f"{best.best_step:,} of {best.steps:,}"
         + (f": the best on dev by `{best.metric}`.\n" if best.figures else ".\n")
     )

@@ -17,6 +17,7 @@ from bertkit.tasks.task import Task
 from bertkit.train.augment import Mentions, hide_words, swap_rows
 from bertkit.train.features import FeatureStore, Lengths, epoch_order, split_step, store_features
 from bertkit.train.finetune_step import Micro
+from bertkit.train.log import counted
 from bertkit.train.objectives import IGNORED
 from bertkit.train.rows import Census, Part
 
@@ -74,9 +75,13 @@ class TrainData:
         """What the model will read, for people."""
         lines = Lengths.of(self.task, self.store).lines()
         if self._idle:
-            lines.append(
-                f"{self._idle:,} rows teach nothing: their answers are not in their passages"
-            )
+            idle = counted(self._idle, "rows")
+            lines.append(f"nothing to learn from {idle}: the answer is not in the passage")
+        model = self.task.config_changes()
+        if "crf" in model:  # which tagging alone has
+            how = "together, by a CRF" if model["crf"] else "word by word"
+            scheme = model["bertkit_task"]["scheme"]
+            lines.append(f"{len(model['id2label'])} tags to choose from ({scheme}), {how}")
         return lines
 
     def class_counts(self, classes: int) -> Tensor:

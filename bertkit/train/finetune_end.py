@@ -16,6 +16,7 @@ from bertkit.train.finetune_card import write_card
 from bertkit.train.finetune_result import FinetuneResult, write_results
 from bertkit.train.finetune_run import BEST, TaskRun, best_folder, measure
 from bertkit.train.lora import merged_state
+from bertkit.train.rows import Part
 
 
 def finish(run: TaskRun) -> FinetuneResult:
@@ -51,9 +52,11 @@ def _write(run: TaskRun, result: FinetuneResult) -> FinetuneResult:
     figures: dict[str, Any] = {}
     if first:
         model, task, figures = _final_model(run)
-    result = replace(result, figures=figures or result.figures)
+    figures = figures or result.figures
+    result = replace(result, figures=figures | _majority(run, run.parts.dev if figures else None))
     if run.parts.test is not None:
-        result = replace(result, test=measure(run, model, run.parts.test, task))
+        found = measure(run, model, run.parts.test, task).figures
+        result = replace(result, test=found | _majority(run, run.parts.test))
         run.log.write("test", run.state.step, **result.test)
     if first:
         folder = run.out / "model"
@@ -63,6 +66,14 @@ def _write(run: TaskRun, result: FinetuneResult) -> FinetuneResult:
         write_results(result)
         shutil.rmtree(run.out / BEST, ignore_errors=True)
     return result
+
+
+def _majority(run: TaskRun, part: Part | None) -> dict[str, float]:
+    """The accuracy of saying the most frequent label of train of every row: any model's floor."""
+    if part is None or run.task.name != "classify" or run.task.options.multi_label:
+        return {}
+    [(label, _)] = run.parts.train.summary.labels.most_common(1)
+    return {"majority_accuracy": part.summary.labels[label] / part.summary.rows}
 
 
 def _final_model(run: TaskRun) -> tuple[Any, Task[Any], dict[str, Any]]:
@@ -93,4 +104,4 @@ def _figures(run: TaskRun, model: Any, task: Task[Any]) -> dict[str, Any]:
     """Dev's figures with another threshold, on this rank alone."""
     assert run.parts.dev is not None
     alone = replace(run.machine, world=1)
-    return measure(replace(run, machine=alone), model, run.parts.dev, task)
+    return measure(replace(run, machine=alone), model, run.parts.dev, task).figures

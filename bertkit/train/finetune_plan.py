@@ -5,7 +5,9 @@ Importing this module loads no torch, so that plain mistakes are told at once.
 
 from __future__ import annotations
 
+import filecmp
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,6 @@ from bertkit.tasks.formats import OPENERS, Columns, RowFile, open_rows
 from bertkit.train.early import check_out
 
 BUDGETS = ("epochs", "steps", "minutes")
-RATES = ("learning_rate", "head_learning_rate", "crf_learning_rate")
 EPOCHS = 3.0
 # Of the four rates that the paper tried (2e-5 to 5e-5), those in common use for each task.
 LEARNING_RATES = {"classify": 2e-5, "regress": 2e-5, "choose": 2e-5, "tag": 3e-5, "qa": 3e-5}
@@ -38,6 +39,17 @@ class Files:
     train: Path
     dev: Path | None = None
     test: Path | None = None
+
+    def alike(self) -> list[str]:
+        """A warning for each two that are one file, or hold the same bytes."""
+        learned = "it was learned from, so that its figures say nothing of new rows"
+        why = {"train": learned, "dev": "the weights are chosen by it, which flatters its figures"}
+        there = [(name, path) for name, path in vars(self).items() if path is not None]
+        return [
+            f"warning: --{other} is the same as --{name}: {why[name]}"
+            for (name, one), (other, two) in combinations(there, 2)
+            if one.is_file() and two.is_file() and filecmp.cmp(one, two, shallow=False)
+        ]
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,23 @@ def refuse_early(
         BertConfig.from_json_file(config_file(resolve_model(recipe.model.init)))
 
 
-def changed(recipe: FinetuneRecipe) -> dict[str, Any]:
-    """The settings that are not BERT's own, by dotted names, save the model, budget and rates."""
+def usual_rates(task: str, recipe: FinetuneRecipe) -> dict[str, float | None]:
+    """What the learning rates are where the recipe leaves them open."""
+    usual = LEARNING_RATES[task] * (LORA_FASTER if recipe.train.lora_rank else 1.0)
+    rate = recipe.train.learning_rate or usual
+    of_crf = CRF_FASTER * rate if recipe.data.crf else None
+    return {"learning_rate": usual, "head_learning_rate": rate, "crf_learning_rate": of_crf}
+
+
+def changed(task: str, recipe: FinetuneRecipe) -> dict[str, Any]:
+    """The settings of a resolved recipe that are not the defaults, by dotted names."""
     mine, usual = msgspec.to_builtins(recipe), msgspec.to_builtins(FinetuneRecipe())
-    told = {"model.init", *(f"train.{name}" for name in (*BUDGETS, *RATES))}
+    usual["train"] |= {"epochs": EPOCHS} | usual_rates(task, recipe)
     return {
         f"{section}.{name}": value
         for section in mine
         for name, value in mine[section].items()
-        if value != usual[section][name] and f"{section}.{name}" not in told
+        if value not in (None, usual[section][name]) and section != "model"
     }
 
 
@@ -146,12 +166,8 @@ def resolve(task: str, recipe: FinetuneRecipe, has_dev: bool, saved: Path | None
         raise UsageError(f"one budget, please: {' and '.join(f'train.{g}' for g in given)} are set")
     if not given:
         train.epochs = EPOCHS
-    usual = LEARNING_RATES[task] * (LORA_FASTER if train.lora_rank else 1.0)
-    train.learning_rate = train.learning_rate or usual
-    train.head_learning_rate = train.head_learning_rate or train.learning_rate
-    if recipe.data.crf:
-        faster = CRF_FASTER * train.learning_rate
-        train.crf_learning_rate = train.crf_learning_rate or faster
+    for name, rate in usual_rates(task, recipe).items():
+        setattr(train, name, getattr(train, name) or rate)
     for wrong, why in _contradictions(task, recipe.data, train, has_dev):
         if wrong:
             raise UsageError(why)

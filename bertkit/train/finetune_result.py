@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bertkit.checkpoint.files import write_atomically
+from bertkit.infer.evaluate import AVERAGES
 from bertkit.tasks.outcomes import Table, led_by, written
 
 RESULTS_NAME = "all_results.json"
@@ -60,7 +61,10 @@ class FinetuneResult:
         return values | {"run": str(self.run), "model": self.model and str(self.model)}
 
     def table(self) -> Table | None:
-        """Each figure on dev and test, of several runs as mean ± deviation; None: no figures."""
+        """Each figure on dev and test, of several runs as mean ± deviation; None: no figures.
+
+        Averages over labels, of which there are nine, stand in all_results.json alone.
+        """
         columns = {
             name: (figures, self.deviations.get(kind, {}))
             for name, kind, figures in self._measured()
@@ -71,7 +75,7 @@ class FinetuneResult:
         rows = tuple(
             (name, *(_cell(figures, spread, name) for figures, spread in columns.values()))
             for name, value in names.items()
-            if _is_number(value)
+            if _is_number(value) and (name == self.metric or not name.startswith(AVERAGES))
         )
         return Table(("figure", *columns), rows)
 

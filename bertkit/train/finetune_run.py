@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -20,6 +20,7 @@ from bertkit.errors import UsageError
 from bertkit.infer.engine import predict_rows
 from bertkit.runtime import Runtime
 from bertkit.settings import FinetuneRecipe, TaskTrainSettings
+from bertkit.tasks.outcomes import LabelFigures
 from bertkit.tasks.task import Task
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.budget import Budget
@@ -61,6 +62,7 @@ class TaskState(RunState):
         best: the best figure so far; None: there is none yet.
         best_step: the step that has it.
         figures: all figures of that step.
+        labels: the same by label, averages last.
         stale: evaluations since.
         stopped: the figures did not get better any more.
         data: a checksum of the training data.
@@ -70,6 +72,7 @@ class TaskState(RunState):
     best: float | None = None
     best_step: int = 0
     figures: dict[str, Any] = msgspec.field(default_factory=dict)
+    labels: list[LabelFigures] = msgspec.field(default_factory=list)
     stale: int = 0
     stopped: bool = False
     data: int = 0
@@ -245,6 +248,8 @@ def _tell(progress: Progress, files: Files, parts: Parts, told: dict[str, list[s
             progress.say(f"  left out: {line}")
         for line in part.file.findings.lines():
             progress.say(f"  {line}")
+    for line in files.alike():
+        progress.warn(line)
 
 
 def _objective(
@@ -273,48 +278,58 @@ def try_metric(run: TaskRun) -> None:
     if run.parts.dev is None or run.state.step:
         return
     few = [row for row, _ in zip(run.parts.dev, range(TRIED), strict=False)]
-    figures = measure(run, run.model, few)
+    figures = measure(run, run.model, few).figures
     if run.machine.rank == 0 and run.metric not in figures:
         known = ", ".join(name for name, value in figures.items() if isinstance(value, float))
         raise UsageError(f"train.metric_for_best_model={run.metric}: there are {known}")
 
 
+class Measured(NamedTuple):
+    """All figures of some rows, and those by label, averages last."""
+
+    figures: dict[str, Any]
+    labels: list[LabelFigures]
+
+
 def measure(
     run: TaskRun, model: Any, rows: Iterable[Any], task: Task[Any] | None = None
-) -> dict[str, Any]:
+) -> Measured:
     """The figures of labelled rows, on the first rank; nothing on others, who wait."""
-    figures: dict[str, Any] = {}
+    found = Measured({}, [])
     task = task or run.task
     if run.machine.rank == 0:
-        meter = task.meter()
+        meter: Any = task.meter()
         predicted = predict_rows(task, model, rows, dtype=run.machine.dtype)
         for number, (row, prediction) in enumerate(predicted, 1):
             meter.add(row, prediction)
             if number % SHOWN == 0:  # below 1: the whole is shown at once, every time
                 share = min(run.state.progress, 0.999)
                 run.progress.update(share, f"measuring: {number:,} rows", math.nan)
-        figures = meter.figures()
+        found = Measured(meter.figures(), meter.per_label())
     if run.machine.world > 1:
         dist.barrier()
-    return figures
+    return found
 
 
-def take_figures(run: TaskRun, figures: dict[str, Any]) -> bool:
-    """Note a new evaluation; whether it is the best so far. All ranks decide alike."""
-    state = run.state
+def take_figures(run: TaskRun, found: Measured) -> bool:
+    """Note a new evaluation; whether its weights are to be kept. All ranks decide alike."""
+    state, figures = run.state, found.figures
     mine = torch.tensor(float(figures.get(run.metric, 0.0)), dtype=torch.float64)
     value = float(run.machine.sum(mine.to(run.machine.device)))
-    better = state.best is None
-    if state.best is not None:
-        lower = any(word in run.metric for word in LOWER)
-        better = value < state.best if lower else value > state.best
-    if value == value and better:
-        state.best, state.best_step, state.figures, state.stale = value, state.step, figures, 0
-        return True
-    state.stale += 1
+    lower = any(word in run.metric for word in LOWER)
+    better = value == value and (
+        state.best is None or (value < state.best if lower else value > state.best)
+    )
+    # A figure that is still 0 tells nothing about weights (a tagger says O everywhere for a while);
+    # of such the later ones have learned more. Of equal figures above 0 the first wins.
+    kept = better or (not lower and value == state.best == 0.0)
+    if kept:
+        state.best, state.best_step = value, state.step
+        state.figures, state.labels = figures, found.labels
+    state.stale = 0 if better else state.stale + 1
     patience = run.recipe.train.patience
-    state.stopped = patience > 0 and state.stale >= patience
-    return False
+    state.stopped = 0 < patience <= state.stale
+    return kept
 
 
 def save_best(run: TaskRun) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import config_file
@@ -23,6 +24,7 @@ from bertkit.tasks.task import Task
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.features import Lengths, chunks
 from bertkit.train.finetune_plan import Files, open_file
+from bertkit.train.log import counted
 from bertkit.train.lora import add_adapters
 from bertkit.train.rates import freeze
 from bertkit.train.rows import Census, Part, assign_folds, hold_out, text_key
@@ -99,13 +101,25 @@ def build_task(
             pass
     if not census.classes:
         raise DataError("no rows to learn from")
+    parts.train.summary = census.summary
     _refuse_wrong_task(name, census.summary, task, parts.train.file.path)
     told = {
         what: _look_at(part, task, census.texts)
         for what, part in (("dev", parts.dev), ("test", parts.test))
         if part is not None
     }
+    if parts.dev is not None and parts.dev.kept is not None:
+        told["dev"].insert(0, _share_held(parts.dev.kept, data))
     return task, census, told
+
+
+def _share_held(held: NDArray[np.bool_], data: TaskDataSettings) -> str:
+    """What share of the training rows was held out and, where it is another than asked, why."""
+    asked = 1 / data.folds if data.folds else data.dev
+    line = f"{held.mean():.1%} of its rows"
+    if abs(held.sum() - asked * len(held)) > max(1, 0.1 * asked * len(held)):
+        line += f", not {asked:.1%}: rows of one text, or passage, stay together"
+    return line
 
 
 def _refuse_wrong_task(name: str, seen: Summary, task: Task[Any], path: str) -> None:
@@ -136,10 +150,11 @@ def _look_at(part: Part, task: Task[Any], learned: set[int]) -> list[str]:
         lengths.add(task.features_of(rows, labelled=False))
     if not census.classes:
         raise DataError("no rows to measure on", part.file.path)
+    part.summary = census.summary
     lines = census.summary.lines() + lengths.lines()
     if known:
-        share = known / census.summary.rows
-        lines.append(f"{known:,} rows ({share:.1%}) have a text that is in train too")
+        share = f"{counted(known, 'rows')} ({known / census.summary.rows:.1%})"
+        lines.append(f"{share} with a text that is in train too")
     return lines
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from bertkit.train.finetune_plan import BUDGETS, changed
 from bertkit.train.finetune_run import TaskRun
+from bertkit.train.log import counted
 
 
 def announce(run: TaskRun, show: bool) -> None:
     """Log what is trained, on what machine, and how fast it learns; say so, where `show`."""
     train, epoch = run.recipe.train, run.data.epoch(0)
-    budget = next(f"{v:g} {n}" for n in BUDGETS if (v := getattr(train, n)) is not None)
-    usual, others = _usual_settings(run), changed(run.recipe)
+    budget = next(counted(v, n) for n in BUDGETS if (v := getattr(train, n)) is not None)
+    usual, others = _usual_settings(run), changed(run.task.name, run.recipe)
     if run.state.step == 0:
         told: dict[str, Any] = {"task": run.task.name, "metric": run.metric, "budget": budget}
         told |= {"steps_per_epoch": epoch.steps, "examples": len(epoch.order), "changed": others}
@@ -22,10 +23,15 @@ def announce(run: TaskRun, show: bool) -> None:
     say = run.progress.say
     say(_network(run))
     shown = ", ".join(f"{name} {value}" for name, value in usual.items() if value is not None)
-    say(f"{budget}, {epoch.steps:,} steps an epoch; {shown}")
+    say(f"{budget}, {counted(epoch.steps, 'steps')} an epoch; {shown}")
     if others:
         say(f"not the defaults: {', '.join(f'{name}={value}' for name, value in others.items())}")
     say(f"loss: {_loss_meant(run)}; mean of the last 50 steps")
+    if run.recipe.data.oversample > 0 and train.class_weights == "balanced":
+        run.progress.warn(
+            "warning: oversampling and balanced class weights correct for rare classes twice; "
+            "choose one"
+        )
     if train.warmup_ratio > 0 and 1 in (train.steps, epoch.steps * (train.epochs or 0)):
         say(
             "the only step is the first of the warm-up, at rate 0: nothing will be learned; "

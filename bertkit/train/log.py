@@ -179,7 +179,7 @@ class Progress:
 
 def counted(count: float, names: str) -> str:
     """A number with what it counts: "3 steps", "1 step"."""
-    return f"{count:,.10g} {names.removesuffix('s') if count == 1 else names}"
+    return f"{count:,.15g} {names.removesuffix('s') if count == 1 else names}"
 
 
 def clock(seconds: float) -> str:

@@ -20,6 +20,7 @@ from bertkit.errors import DataError
 from bertkit.tasks.formats import BadRows, RowFile, Summary
 from bertkit.tasks.records import ChoiceRow, QuestionRow, Row, TagRow, TextRow
 from bertkit.tasks.task import Task
+from bertkit.train.log import counted
 
 Ints = NDArray[np.int64]
 
@@ -34,6 +35,7 @@ class Part:
         kept: whether each row of the file, bad ones not counted, belongs to this part; None: all.
         measured_by: passes over rows that it cannot measure: unlabelled ones, unseen labels.
         bad: of the last complete pass.
+        summary: of all its rows, once they have been looked at.
     """
 
     file: RowFile
@@ -41,6 +43,7 @@ class Part:
     kept: NDArray[np.bool_] | None = None
     measured_by: Task[Any] | None = None
     bad: BadRows = field(default_factory=BadRows)
+    summary: Summary = field(default_factory=Summary)
 
     def __iter__(self) -> Iterator[Any]:
         """The rows, read anew each time.
@@ -61,12 +64,10 @@ def assign_folds(rows: Iterable[Row], folds: int, seed: int) -> Ints:
 
     Rows of the same text (or passage) fall together, by a hash of (seed, text).
     """
-    keys = np.fromiter((text_key(row) for row in rows), dtype=np.uint64)
-    groups, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    order = np.argsort(hash_u64(seed, groups.view(np.int64)), kind="stable")
+    group, counts, order = _groups(rows, seed)
     before = np.cumsum(counts[order]) - counts[order]
-    fold = np.empty(len(groups), dtype=np.int64)
-    fold[order] = (before + counts[order] / 2) * folds // max(len(keys), 1)
+    fold = np.empty(len(counts), dtype=np.int64)
+    fold[order] = (before + counts[order] / 2) * folds // max(len(group), 1)
     assigned: Ints = fold[group]
     return assigned
 
@@ -74,15 +75,34 @@ def assign_folds(rows: Iterable[Row], folds: int, seed: int) -> Ints:
 def hold_out(rows: Iterable[Row], share: float, seed: int) -> NDArray[np.bool_]:
     """[n] whether each row is held out: about `share` of them, those of one text together.
 
+    Texts are taken in the order of a hash of (seed, text), each whose rows still fit; one more, the
+    smallest, where that comes closer to the share, or where none fits.
+
     Raises:
         DataError: no row, or every row, would be.
     """
-    # A thousand fine folds, of which the first ones make up the share.
-    fine = 1000
-    held: NDArray[np.bool_] = assign_folds(rows, fine, seed) < round(share * fine)
-    if not held.any() or held.all():
-        raise DataError(f"{len(held)} training rows are too few to hold out {share:g} of them")
-    return held
+    group, counts, order = _groups(rows, seed)
+    left, held = round(share * len(group)), np.zeros(len(counts), dtype=np.bool_)
+    for number, size in zip(order.tolist(), counts[order].tolist(), strict=True):
+        if size <= left:
+            held[number] = True
+            left -= size
+    rest = order[~held[order]]
+    if left and len(rest):
+        smallest = rest[counts[rest].argmin()]
+        held[smallest] = not held.any() or counts[smallest] < 2 * left
+    chosen: NDArray[np.bool_] = held[group]
+    if not chosen.any() or chosen.all():
+        what = f"{counted(len(group), 'training rows')} of {counted(len(counts), 'texts')}"
+        raise DataError(f"{what}: too few to hold out {share:g} of them; name a dev file")
+    return chosen
+
+
+def _groups(rows: Iterable[Row], seed: int) -> tuple[Ints, Ints, Ints]:
+    """[n] the number of each row's text, [g] the rows of each text, [g] the texts by a hash."""
+    keys = np.fromiter((text_key(row) for row in rows), dtype=np.uint64)
+    texts, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return group, counts, np.argsort(hash_u64(seed, texts.view(np.int64)), kind="stable")
 
 
 def text_key(row: Row) -> int:

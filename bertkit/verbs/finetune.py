@@ -202,6 +202,7 @@ def finetune(
     common = common or Common()
     training, data, files = training or TrainingFlags(), data or DataFlags(), files or FileOptions()
     from bertkit.settings import FinetuneRecipe, load_recipe
+    from bertkit.train.stopping import stops_told
 
     settings, dev = overrides(options, training, data, files, seed=common.seed, sets=run.set)
     recipe = load_recipe(run.file(), settings, FinetuneRecipe)
@@ -212,21 +213,22 @@ def finetune(
 
         wanted = Files(options.train, dev, options.test)
         refuse_early(task, wanted, run.out, recipe, run.resume, run.overwrite)
-    from bertkit.train.finetune import finetune as train
+    with stops_told(run.out, run.resume or run.overwrite):
+        from bertkit.train.finetune import finetune as train
 
-    result = train(
-        task,
-        model,
-        options.train,
-        dev,
-        options.test,
-        run.out,
-        recipe,
-        resume=run.resume,
-        overwrite=run.overwrite,
-        device=common.device,
-        quiet=common.quiet,
-    )
+        result = train(
+            task,
+            model,
+            options.train,
+            dev,
+            options.test,
+            run.out,
+            recipe,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            device=common.device,
+            quiet=common.quiet,
+        )
     if speaks:
         common.show(result.to_dict(), summary(result))
     if result.interrupted:
@@ -235,10 +237,12 @@ def finetune(
 
 def summary(result: FinetuneResult) -> str:
     """The last word for people: what was done, how good it is, where it is."""
-    minutes = result.seconds / 60
-    lines = [f"{result.steps:,} steps, {result.examples:,} examples, {minutes:.1f} minutes"]
+    from bertkit.train.log import counted
+
+    steps, examples = counted(result.steps, "steps"), counted(result.examples, "examples")
+    lines = [f"{steps}, {examples}, {result.seconds / 60:.1f} minutes"]
     if result.skipped:
-        lines.append(f"{result.skipped} steps were skipped for a bad loss; see log.jsonl")
+        lines.append(f"{counted(result.skipped, 'steps')} skipped for a bad loss; see log.jsonl")
     for table in (result.runs_table(), result.table()):
         lines += table.lines() if table is not None else []
     if result.runs:
@@ -249,6 +253,8 @@ def summary(result: FinetuneResult) -> str:
             f"best on dev by {result.metric}: {result.figures[result.metric]:.4f} at step "
             f"{result.best_step:,} of {result.steps:,}{early}"
         )
+    if result.figures.get("conlleval_f1") == 0:  # of entities alone
+        lines.append("no entity of dev was found: train longer, or raise the learning rate")
     if result.interrupted:
         return "\n".join([*lines, "continue it with --resume"])
     places = [path for path in result.run.glob("**/checkpoints") if path.is_dir()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
+import bertkit
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import DataError, TrainingError, UsageError
 from bertkit.infer.engine import predict_rows
@@ -19,13 +22,16 @@ from bertkit.model.task_heads import BertForSequenceClassification
 from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.formats import open_rows
+from bertkit.tasks.outcomes import label_table
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train import finetune as finetune_module
 from bertkit.train import finetune_card
 from bertkit.train.finetune import finetune
 from bertkit.train.finetune_result import FinetuneResult
+from bertkit.train.finetune_run import Measured, TaskState, take_figures
 from bertkit.train.finetune_step import StepResult
 from bertkit.train.log import Progress, read_log
+from tests.train.conftest import MACHINE
 from tests.train.small_tasks import quick, write_files, write_model, write_texts
 
 module: Any = finetune_module
@@ -120,9 +126,11 @@ def test_every_task_is_learned_and_the_folder_answers_as_reported(
     config = BertConfig.from_json_file(folder / "config.json")
     mine = saved_task(config, BertTokenizer.from_pretrained(folder))
     network = mine.model_class.from_pretrained(folder)
-    meter = mine.meter()
+    meter: Any = mine.meter()
     for row, prediction in predict_rows(mine, network, open_rows(dev, task).rows()):
         meter.add(row, prediction)
+    floor = result.figures.pop("majority_accuracy", None)
+    assert (floor is None) == (task != "classify")
     assert meter.figures() == result.figures
     there = type(network).__name__.replace("Crf", "")
     theirs, info = getattr(transformers, there).from_pretrained(folder, output_loading_info=True)
@@ -130,7 +138,18 @@ def test_every_task_is_learned_and_the_folder_answers_as_reported(
     assert theirs.config.id2label == config.id2label
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"| {result.metric} | {result.figures[result.metric]:.4f} |" in card
-    assert f"- train: train{dev.suffix}, " in card
+    assert f"- train: train{dev.suffix}, 240 rows" in card
+    assert f"- dev: dev{dev.suffix}, 60 rows; labels: " in card
+    assert f"- test: dev{dev.suffix}, 60 rows" in card
+    assert f"fine-tuned with bertkit {bertkit.__version__} for" in card
+    labels = meter.per_label()
+    assert ("By label, on dev" in card) == (task in ("classify", "tag"))
+    assert not labels or label_table(labels).markdown() in card
+    if floor is not None:
+        rows = dev.with_stem("train").read_text(encoding="utf-8").splitlines()[1:]
+        common = Counter(row.partition("\t")[0] for row in rows).most_common(1)[0][0]
+        assert floor == sum(line.support for line in labels if line.label == common) / 60
+        assert f"| majority_accuracy | {floor:.4f} | {floor:.4f} |" in card
     assert "learning_rate = 0.005" in card
 
 
@@ -188,7 +207,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Evaluations give these figures, one after the other."""
     left = iter(values)
     monkeypatch.setattr(
-        module, "measure", lambda run, model, rows, task=None: {"accuracy": next(left)}
+        module,
+        "measure",
+        lambda run, model, rows, task=None: Measured({"accuracy": next(left)}, []),
     )
 
 
@@ -199,13 +220,30 @@ def test_the_best_weights_are_kept(
     scripted(monkeypatch, [0.5, 0.9, 0.7])
     result = run(model, few, tmp_path / "run", recipe=recipe)
     assert (result.best_step, result.steps) == (8, 12)
-    assert result.figures == {"accuracy": 0.9}
+    assert result.figures["accuracy"] == 0.9
     there = tmp_path / "run" / "checkpoints"
     read = BertForSequenceClassification.from_pretrained
     best = read(tmp_path / "run" / "model").state_dict()
     for step, equal in ((8, True), (12, False)):
         other = read(there / f"step-{step:08}").state_dict()
         assert all(torch.equal(best[name], other[name]) for name in best) == equal
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "kept"),
+    [
+        ("f1", [0.0, 0.0, 0.0], [0, 1, 2]),
+        ("f1", [0.0, 0.5, 0.5, 0.0], [0, 1]),
+        ("mse", [0.0, 0.0], [0]),
+        ("f1", [float("nan"), 0.0, float("nan")], [1]),
+    ],
+)
+def test_of_equal_figures_the_first_is_kept_but_for_zeros(
+    metric: str, values: list[float], kept: list[int]
+) -> None:
+    run: Any = SimpleNamespace(state=TaskState(), metric=metric, machine=MACHINE, recipe=quick())
+    found = [take_figures(run, Measured({metric: value}, [])) for value in values]
+    assert [number for number, one in enumerate(found) if one] == kept
 
 
 def test_patience_ends_a_run_that_gets_no_better(
@@ -483,7 +521,7 @@ def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
     assert result.figures["accuracy"] in (0.0, 1.0)
     with pytest.raises(DataError, match="all lines are one text, no tag like B-PER"):
         run(model, (write_texts(tmp_path / "texts.conll", 30), None), tmp_path / "o", task="tag")
-    with pytest.raises(DataError, match=r"train\.tsv:2: no number: the label is '\w+'"):
+    with pytest.raises(DataError, match=r"train\.tsv: labels must be numbers for regress"):
         run(model, (train, None), tmp_path / "run-words", task="regress")
     with pytest.raises(UsageError, match="read several times"):
         run(model, (Path("-"), None), tmp_path / "run-stdin")

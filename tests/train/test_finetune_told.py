@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from bertkit.train import finetune as finetune_module
 from bertkit.train import finetune_card
 from bertkit.train.finetune import finetune
+from bertkit.train.finetune_plan import Files
 from bertkit.train.finetune_result import FinetuneResult
 from bertkit.train.log import Progress, read_log
 from tests.train.small_tasks import quick, write_choices, write_model, write_tags, write_texts
@@ -23,7 +25,7 @@ def told(monkeypatch: pytest.MonkeyPatch, task: str, *files: Any, **settings: An
     """What is said of a run, whose steps are left out."""
     said: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "say", lambda self, text: said.append(text))
+        patch.setattr(Progress, "warn", lambda self, text: said.append(text))
         patch.setattr(module, "_loop", lambda run: None)
         patch.setattr(finetune_card, "draw_curves", lambda lines, path, metric: None)
         model, train, dev, test, out = files
@@ -44,12 +46,33 @@ def test_dev_and_test_are_described_as_train_is(
     assert "  3 rows" in lines
     assert any(line.startswith("  labels: ") and "good" in line for line in lines)
     assert any(line.startswith("  3 examples of") and "longest 64" in line for line in lines)
-    assert "  1 rows (33.3%) are longer, their ends cut off" in lines
-    assert "  1 rows (33.3%) have a text that is in train too" in lines
+    assert "  longer than that: 1 row (33.3%), cut off at the end" in lines
+    assert "  1 row (33.3%) with a text that is in train too" in lines
+    assert any(line.startswith("warning: --test is the same as --dev: ") for line in said)
     held = told(monkeypatch, "classify", model, train, None, None, tmp_path / "held", data__dev=0.2)
     lines = held[held.index(f"dev: held out of {train}") :]
+    assert lines[1] == "  20.0% of its rows"
     assert any(line.endswith(" rows") for line in lines)
     assert not any("in train too" in line for line in lines)
+    rows = [
+        line for n in range(3) for line in [f"{'bad' if n else 'good'}\tw{n} w3"] * (9, 9, 2)[n]
+    ]
+    train.write_text("\n".join(["label\ttext_a", *rows]) + "\n", encoding="utf-8")
+    few = told(monkeypatch, "classify", model, train, None, None, tmp_path / "few", data__dev=0.4)
+    assert "  55.0% of its rows, not 40.0%: rows of one text, or passage, stay together" in few
+
+
+def test_one_file_twice_is_noticed(tmp_path: Path) -> None:
+    one, copy, other = (tmp_path / name for name in ("one", "copy", "other"))
+    one.write_text("a\n")
+    copy.write_text("a\n")
+    other.write_text("b\n")
+    assert Files(one, other).alike() == []
+    assert [line.partition(":")[2].split(":")[0] for line in Files(one, copy, one).alike()] == [
+        " --dev is the same as --train",
+        " --test is the same as --train",
+        " --test is the same as --dev",
+    ]
 
 
 def test_long_tags_of_dev_are_read_in_windows(
@@ -60,7 +83,8 @@ def test_long_tags_of_dev_are_read_in_windows(
     dev = write_tags(tmp_path / "dev.conll", 10, longest=150)
     said = told(monkeypatch, "tag", model, train, dev, None, tmp_path / "run")
     lines = said[said.index(f"dev: {dev}") :]
-    assert any("are longer, read in overlapping windows" in line for line in lines)
+    assert any(line.endswith("%), read in overlapping windows") for line in lines)
+    assert "  7 tags to choose from (BIO), word by word" in said
 
 
 def test_what_differs_from_the_defaults_is_said_and_logged(
@@ -73,12 +97,20 @@ def test_what_differs_from_the_defaults_is_said_and_logged(
     line = next(line for line in said if line.startswith("not the defaults: "))
     assert "data.oversample=1.0" in line
     assert "train.loss=focal" in line
-    assert "learning_rate" not in line  # which is always told
+    assert "train.learning_rate=0.005" in line
+    assert "train.steps=1" in line
+    assert "epochs" not in line
+    assert "head_learning_rate" not in line  # which follows
     assert "loss: focal loss a row + 0.5 x R-Drop's distance; mean of the last 50 steps" in said
     assert any("at rate 0: nothing will be learned" in line for line in said)
     begin = read_log(tmp_path / "run" / "log.jsonl")[0]
     assert begin["changed"]["train.loss"] == "focal"
-    said = told(monkeypatch, "classify", *files, tmp_path / "other", train__warmup_ratio=0)
+    twice = {"train__class_weights": "balanced", "data__oversample": 1.0, "train__epochs": 1}
+    other = {"train__warmup_ratio": 0} | twice
+    assert not any("twice" in line for line in said)
+    said = told(monkeypatch, "classify", *files, tmp_path / "other", **other)
+    assert any(line.endswith("for rare classes twice; choose one") for line in said)
+    assert any(line.startswith("1 epoch, ") for line in said)
     assert "loss: nats a row; mean of the last 50 steps" in said
     assert not any("nothing will be learned" in line for line in said)
 
@@ -122,11 +154,15 @@ def test_plain_mistakes_are_told_without_torch(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_run_and_of_several_as_tables() -> None:
-    one = FinetuneResult(Path("r"), None, "classify", "f1", {"accuracy": 0.5, "f1": 1.0, "n": "?"})
+    figures = {"accuracy": 0.5, "f1": 1.0, "n": "?", "micro_f1": 0.5, "weighted_recall": 0.5}
+    one = FinetuneResult(Path("r"), None, "classify", "f1", figures)
     table = one.table()
     assert table is not None
     assert table.header == ("figure", "dev")
     assert table.rows == (("f1", "1.0000"), ("accuracy", "0.5000"))
+    chosen = replace(one, metric="micro_f1").table()
+    assert chosen is not None
+    assert [row[0] for row in chosen.rows] == ["micro_f1", "accuracy", "f1"]
     assert one.runs_table() is None
     assert FinetuneResult(Path("r"), None, "qa", "f1").table() is None
     runs = [{"run": f"r/seed-{n}", "figures": {}, "test": {"f1": n / 10}} for n in (1, 2)]

@@ -47,9 +47,27 @@ def test_about_the_share_is_held_out(share: float) -> None:
     assert held.mean() == pytest.approx(share, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "held"),
+    [((37, 33, 10, 10, 10), 20), ((60, 5, 5, 30), 10), ((40, 30, 30), 30), ((80, 12, 8), 20)],
+)
+def test_a_text_that_fits_is_held_out_before_one_that_is_too_large(
+    sizes: tuple[int, ...], held: int
+) -> None:
+    rows = [
+        TextRow("0", f"text {text}", None, "a", PLACE)
+        for text, size in enumerate(sizes)
+        for _ in range(size)
+    ]
+    for seed in range(5):
+        assert hold_out(rows, 0.2, seed).sum() == held
+
+
 def test_too_few_rows_to_hold_out_any() -> None:
-    with pytest.raises(DataError, match="1 training rows are too few"):
+    with pytest.raises(DataError, match="1 training row of 1 text: too few to hold out"):
         hold_out(texts(1, 1), 0.1, seed=0)
+    with pytest.raises(DataError, match="50 training rows of 1 text: too few"):
+        hold_out(texts(50, 1), 0.1, seed=0)
 
 
 def test_a_part_can_be_read_again_and_skips_bad_rows(tmp_path: Path) -> None:

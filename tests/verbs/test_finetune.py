@@ -15,6 +15,7 @@ from bertkit.settings import FinetuneRecipe, load_recipe
 from bertkit.tasks.load import load
 from bertkit.train import finetune as finetune_module
 from bertkit.train import finetune_card
+from bertkit.train.finetune_result import FinetuneResult
 from bertkit.verbs.columns import FileOptions
 from bertkit.verbs.finetune import (
     BUDGETS,
@@ -23,6 +24,7 @@ from bertkit.verbs.finetune import (
     FinetuneOptions,
     TrainingFlags,
     overrides,
+    summary,
 )
 from tests.train.interrupting import Killed, at_step, end_of, kill, terminate
 from tests.train.small_tasks import (
@@ -211,6 +213,18 @@ def test_a_share_of_the_training_rows_and_a_table_for_people(
     assert f"MB in {tmp_path / 'run'}/*/checkpoints, needed no more" in out
     assert sorted(p.name for p in (tmp_path / "run").glob("seed-*")) == ["seed-5", "seed-6"]
     assert load(tmp_path / "run").classify("w1 good1 w2")[0]["label"] in ("bad", "fine", "good")
+
+
+def test_a_tagger_that_finds_nothing_is_told_so() -> None:
+    place = Path("run")
+    for figures, told in (
+        ({"f1": 0.0, "conlleval_f1": 0.0}, True),
+        ({"f1": 0.5, "conlleval_f1": 0.5}, False),
+        ({"accuracy": 0.0, "f1": 0.0}, False),
+    ):
+        said = summary(FinetuneResult(place, place / "model", "tag", "f1", figures, steps=1))
+        assert ("no entity of dev was found: train longer" in said) == told
+        assert said.startswith("1 step, 0 examples, ")
 
 
 def test_what_cannot_work_is_refused_before_training(
