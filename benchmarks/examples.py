@@ -113,12 +113,16 @@ def _full_pairs(documents: Documents, room: int, rng: np.random.Generator) -> Pa
 
 
 def _sentence_pairs(documents: Documents, room: int, rng: np.random.Generator) -> Pairs:
-    for index, document in enumerate(documents):
-        for place in range(len(document) - 1):
-            label = int(rng.random() < 0.5)
-            other = _other_document(documents, index, rng) if label else document
-            at = int(rng.integers(len(other))) if label else place + 1
-            yield *_truncate(document[place], other[at], room), label
+    """Neighbours from all over the corpus: a few documents in a row fill 45% to 54% of 128."""
+    firsts = [(d, place) for d, document in enumerate(documents) for place in range(len(document))]
+    for index, place in rng.permutation(firsts).tolist():
+        document = documents[index]
+        if place == len(document) - 1:
+            continue
+        label = int(rng.random() < 0.5)
+        other = _other_document(documents, index, rng) if label else document
+        at = int(rng.integers(len(other))) if label else place + 1
+        yield *_truncate(document[place], other[at], room), label
 
 
 def _long_pairs(documents: Documents, room: int, rng: np.random.Generator) -> Pairs:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +128,21 @@ def has_compiler(device: torch.device) -> bool:
             return False
         return True
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what has been freed, where the C library is glibc.
+
+    Rows of ever other lengths leave holes of ever other sizes in its heap, which grows on.
+    """
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return getattr(library, "malloc_trim", None)
 
 
 def seed_step(seed: int, step: int, part: int) -> None:

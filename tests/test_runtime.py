@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -97,3 +100,28 @@ def test_matrix_peak_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w: None)
     assert runtime.matrix_peak(CPU, torch.float32) == 2 * 4096 * 768 * 3072 / 0.5
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps holes in its heap")
+def test_freed_memory_goes_back() -> None:
+    # 64 KiB each is below glibc's own bound for single mappings: all of it comes from the heap.
+    pieces = [bytearray(b"x" * 65536) for _ in range(2000)]
+    full = resident()
+    del pieces[0::4], pieces[0::3], pieces[0::2]  # three quarters go, in holes between the others
+    runtime.return_freed_memory()
+    assert resident() < full - 60e6
+
+
+def test_other_c_libraries_keep_what_they_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    runtime._malloc_trim.cache_clear()
+    try:
+        assert runtime._malloc_trim() is None
+        runtime.return_freed_memory()
+    finally:
+        runtime._malloc_trim.cache_clear()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bertkit.runtime import return_freed_memory
 from bertkit.tasks.forward import BATCH_TOKENS, predict
 from bertkit.tasks.records import ChoiceRow, QuestionRow, Row, TagRow, TextRow
 from bertkit.tasks.task import Prediction, Task
@@ -66,6 +67,7 @@ def stretches(
         characters += _characters(row)
         if len(ahead) >= most_rows or characters >= most_characters:
             yield ahead
+            return_freed_memory()
             ahead, characters = [], 0
     if ahead:
         yield ahead
