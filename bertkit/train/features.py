@@ -143,17 +143,18 @@ class Lengths:
     def lines(self) -> list[str]:
         """For people."""
         shown = np.percentile(self.tokens, [50, 95, 100]).astype(int).tolist()
+        what = "windows" if self.task.reads_tokens else "examples"
         lines = [
-            f"{counted(len(self.tokens), 'examples')} of {shown[0]} tokens (median), "
+            f"{counted(len(self.tokens), what)} of {shown[0]} tokens (median), "
             f"95% up to {shown[1]}, longest {shown[2]}; at most {self.task.max_length}"
         ]
-        for count, what in (
+        for count, how in (
             (self.windowed, "read in overlapping windows"),
             (self.cut, "cut off at the end"),
         ):
             if count:
                 share = f"{counted(count, 'rows')} ({count / self.rows:.1%})"
-                lines.append(f"longer than that: {share}, {what}")
+                lines.append(f"longer than that: {share}, {how}")
         return lines
 
 

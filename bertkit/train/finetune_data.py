@@ -80,8 +80,8 @@ class TrainData:
         model = self.task.config_changes()
         if "crf" in model:  # which tagging alone has
             how = "together, by a CRF" if model["crf"] else "word by word"
-            scheme = model["bertkit_task"]["scheme"]
-            lines.append(f"{len(model['id2label'])} tags to choose from ({scheme}), {how}")
+            tags, scheme = len(model["id2label"]), model["bertkit_task"]["scheme"]
+            lines.append(f"what is learned: {tags} tags, scheme {scheme}, chosen {how}")
         return lines
 
     def class_counts(self, classes: int) -> Tensor:

@@ -84,7 +84,7 @@ def test_long_tags_of_dev_are_read_in_windows(
     said = told(monkeypatch, "tag", model, train, dev, None, tmp_path / "run")
     lines = said[said.index(f"dev: {dev}") :]
     assert any(line.endswith("%), read in overlapping windows") for line in lines)
-    assert "  7 tags to choose from (BIO), word by word" in said
+    assert "  what is learned: 7 tags, scheme BIO, chosen word by word" in said
 
 
 def test_what_differs_from_the_defaults_is_said_and_logged(
