@@ -46,7 +46,7 @@ def _network(run: TaskRun) -> str:
         f"{model.config.hidden_size}, {model.num_parameters():,} parameters, "
         f"{model.num_parameters(only_trainable=True):,} trained; "
         f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
-        f"{machine.world} rank(s) of {machine.threads} threads"
+        f"{counted(machine.world, 'ranks')} of {counted(machine.threads, 'threads')}"
     )
 
 

@@ -63,11 +63,17 @@ def assign_folds(rows: Iterable[Row], folds: int, seed: int) -> Ints:
     """[n] the number of the fold, below `folds`, that each row belongs to; folds of about one size.
 
     Rows of the same text (or passage) fall together, by a hash of (seed, text).
+
+    Raises:
+        DataError: a fold would be empty.
     """
     group, counts, order = _groups(rows, seed)
     before = np.cumsum(counts[order]) - counts[order]
     fold = np.empty(len(counts), dtype=np.int64)
     fold[order] = (before + counts[order] / 2) * folds // max(len(group), 1)
+    if len(np.unique(fold)) < folds:
+        what = f"{counted(len(group), 'training rows')} of {counted(len(counts), 'texts')}"
+        raise DataError(f"{what}: too few, or too unequal, for {folds} folds; say fewer")
     assigned: Ints = fold[group]
     return assigned
 

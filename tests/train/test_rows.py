@@ -41,6 +41,11 @@ def test_questions_of_one_passage_stay_together() -> None:
     assert np.bincount(folds).tolist() == [25] * 4
 
 
+def test_no_fold_is_empty() -> None:
+    with pytest.raises(DataError, match=r"90 training rows of 3 texts: too few, .* for 5 folds"):
+        assign_folds(texts(90, 3), 5, seed=0)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_about_the_share_is_held_out(share: float) -> None:
     held = hold_out(texts(2000, 2000), share, seed=1)
