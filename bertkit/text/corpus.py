@@ -32,6 +32,10 @@ MAX_DOCUMENT_CHARS = 1_000_000
 KEPT_MESSAGES = 10
 
 
+class _BadFile(Exception):
+    """A file that cannot be read, or no further: the reason, the line, what to do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document.
@@ -101,7 +105,13 @@ class CorpusOptions:
         except LookupError as error:
             raise UsageError(f"there is no text encoding {self.encoding!r}") from error
         if not plain:
-            raise UsageError(f"{self.encoding} text is not read; convert it to UTF-8 first")
+            raise UsageError(f"{self.encoding} text is not read; {_to_utf8(self.encoding)}")
+        if self.max_line_chars < 1:
+            raise UsageError(f"max_line_chars is {self.max_line_chars}; say 1 or more")
+
+
+def _to_utf8(encoding: str) -> str:
+    return f"convert it to UTF-8: iconv -f {encoding} -t UTF-8 FILE > NEW"
 
 
 def read_documents(
@@ -142,14 +152,18 @@ def read_documents_of(
             yield from _from_rows(reader, _json_rows(reader))
         else:
             yield from _from_lines(reader)
+    except _BadFile as error:
+        reader.bad(*error.args)
     except BROKEN as error:
-        raise DataError(f"cannot be read: {_say(error)}", reader.name) from error
+        reader.bad("broken file", None, f"cannot be read: {_say(error)}")
     reader.report.files += 1
     if before == (reader.report.documents, sum(reader.report.skipped.values())):
         reader.bad("empty file", None, "there is no text in it")
 
 
 def _say(error: BaseException) -> str:
+    if isinstance(error, json.JSONDecodeError):  # its own text counts lines within the line
+        return f"{error.msg} at column {error.colno}"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__
 
@@ -278,11 +292,7 @@ def _csv_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
         if not row:
             continue
         if column < 0:
-            if name not in row:
-                known = ", ".join(map(repr, row[:10]))[:300]
-                what = f"no column {name!r}; there are {known}; name one with --field"
-                raise DataError(what, reader.name, rows.line_num)
-            column = row.index(name)
+            column = _column(row, name, rows.line_num)
         elif column >= len(row):
             what = f"{len(row)} columns, {name!r} would be number {column + 1}"
             reader.bad("missing field", rows.line_num, what)
@@ -306,25 +316,24 @@ def _table_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
                     reader.bad("bad encoding", number, "the field is not UTF-8")
     except pa.ArrowException as error:
         what = f"cannot be read as {kind[1:]}: {_say(error)[:200]}"
-        if not reader.options.skip_bad_rows or number == 0:
-            raise DataError(what, reader.name) from error
-        reader.bad("broken file", number, what)
+        reader.bad("broken file", number or None, what)
 
 
-def _check_column(reader: _Reader, names: list[str]) -> str:
-    name = reader.options.field
+def _column(names: list[str], name: str, line: int | None = None) -> int:
+    """Where the column is; a file without it is bad."""
     if name not in names:
-        known = ", ".join(map(repr, names[:10]))
+        known = ", ".join(map(repr, names[:10]))[:300]
         what = f"no column {name!r}; there are {known}; name one with --field"
-        raise DataError(what, reader.name)
-    return name
+        raise _BadFile("file without the field", line, what)
+    return names.index(name)
 
 
 def _parquet_batches(reader: _Reader) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
+    name = reader.options.field
     with pq.ParquetFile(reader.source, pre_buffer=False) as file:
-        name = _check_column(reader, file.schema_arrow.names)
+        _column(file.schema_arrow.names, name)
         for batch in file.iter_batches(batch_size=256, columns=[name]):
             yield batch.column(0)
 
@@ -332,17 +341,18 @@ def _parquet_batches(reader: _Reader) -> Iterator[Any]:
 def _arrow_batches(reader: _Reader) -> Iterator[Any]:
     import pyarrow as pa
 
+    name = reader.options.field
     with pa.OSFile(reader.source, "rb") as file:
         magic = file.read(6) == b"ARROW1"
         file.seek(0)
         if magic:
             table = pa.ipc.open_file(file)
-            name = _check_column(reader, table.schema.names)
+            _column(table.schema.names, name)
             for i in range(table.num_record_batches):
                 yield table.get_batch(i).column(name)
         else:
             stream = pa.ipc.open_stream(file)
-            name = _check_column(reader, stream.schema.names)
+            _column(stream.schema.names, name)
             for batch in stream:
                 yield batch.column(name)
 
@@ -356,6 +366,8 @@ def _lines(reader: _Reader) -> Iterator[tuple[int, str]]:
         for number, raw in enumerate(_raw_lines(reader, file), start=1):
             if number == 1 and utf8 and raw is not None:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
+                if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise _BadFile("bad encoding", None, f"this is UTF-16; {_to_utf8('UTF-16')}")
             if raw is None:
                 reader.bad("line too long", number, too_long)
             elif b"\0" in raw:

@@ -191,6 +191,39 @@ def test_what_is_bad_is_named_or_counted(
     assert (report.files, report.documents, report.characters) == (1, 2, 8)
 
 
+def test_where_in_its_line_json_is_broken(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.jsonl", '{"text": "good"}\n{"text": "x" "n": 1}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*\(Expecting ',' delimiter at column 14\)"):
+        paragraphs(path)
+
+
+def test_a_bad_file_among_good_ones_is_named_or_counted(tmp_path: Path) -> None:
+    whole = as_parquet(ROWS)
+    bad = {
+        "cut.parquet": (whole[: len(whole) // 2], "broken file"),
+        "junk.txt.gz": (b"never compressed", "broken file"),
+        "other.parquet": (whole, "file without the field"),
+        "other.csv": (as_csv(ROWS).encode(), "file without the field"),
+        "utf-16.txt": ("one\n".encode("utf-16"), "bad encoding"),
+    }
+    good = file(tmp_path, "good.csv", "text\nfine\n")
+    for name, (content, reason) in bad.items():
+        path = file(tmp_path, name, content)
+        with pytest.raises(DataError, match=rf"{name}:?\d*: {reason}: .*--skip-bad-rows"):
+            paragraphs(path, good)
+    report = CorpusReport()
+    documents = list(read_documents([str(tmp_path)], SKIP, report))
+    assert [d.paragraphs for d in documents] == [("fine",)]
+    assert report.skipped == {"broken file": 2, "file without the field": 2, "bad encoding": 1}
+
+
+def test_utf_16_is_told_with_what_converts_it(tmp_path: Path) -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        path = file(tmp_path, "a.txt", "\ufeff中文 text\n".encode(encoding))
+        with pytest.raises(DataError, match=r"this is UTF-16; .*iconv -f UTF-16 -t UTF-8 FILE"):
+            paragraphs(path)
+
+
 def test_an_open_quote_swallows_no_more_than_the_limit(tmp_path: Path) -> None:
     rows = "".join(f"{i},row {i} of many\n" for i in range(1000))
     path = file(tmp_path, "a.csv", 'n,text\n0,"open\n' + rows)
@@ -289,8 +322,10 @@ def test_other_encodings(tmp_path: Path) -> None:
     assert paragraphs(path, encoding="gb18030") == [["你好。", "再见。"]]
     with pytest.raises(DataError, match="bad encoding: not utf-8 at byte 1"):
         paragraphs(path)
-    with pytest.raises(UsageError, match="convert it to UTF-8"):
+    with pytest.raises(UsageError, match="convert it to UTF-8: iconv -f utf-16 -t UTF-8"):
         CorpusOptions(encoding="utf-16")
+    with pytest.raises(UsageError, match="max_line_chars is 0"):
+        CorpusOptions(max_line_chars=0)
     with pytest.raises(UsageError, match="no text encoding"):
         CorpusOptions(encoding="klingon")
 
