@@ -81,8 +81,8 @@ class FoundWords:
         if self.han > MUCH_HAN * self.total_words and self.splits_han:
             notes.append(
                 "this tokenizer makes every Han character a word by itself, as BERT does: Chinese "
-                "words of several characters cannot be added; missing characters and words of "
-                "other scripts were"
+                "words of several characters cannot be added, only missing characters and words "
+                "of other scripts"
             )
         if self.pruned_below:
             notes.append(
