@@ -41,6 +41,9 @@ class VocabOptions:
         tokenize_chinese_chars: make every Han character a word by itself.
         min_frequency: characters and pairs seen fewer times are left out.
         max_words: the bound on distinct words in memory.
+
+    Raises:
+        UsageError: the size leaves no room beside the special tokens, or a word is never too rare.
     """
 
     size: int = 30522
@@ -49,6 +52,12 @@ class VocabOptions:
     tokenize_chinese_chars: bool = True
     min_frequency: int = 2
     max_words: int = 2_000_000
+
+    def __post_init__(self) -> None:
+        if self.size <= len(SPECIAL_TOKENS):
+            raise UsageError(f"size {self.size} has no room beside the 5 special tokens")
+        if self.min_frequency < 1:
+            raise UsageError(f"min_frequency is {self.min_frequency}; say 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +170,8 @@ def train_vocab(
 
     Raises:
         DataError: the texts have no words, or one holds a lone surrogate.
-        UsageError: the size leaves no room beside the special tokens.
     """
     options = options or VocabOptions()
-    room = options.size - len(SPECIAL_TOKENS)
-    if room < 1:
-        raise UsageError(f"size {options.size} has no room beside the 5 special tokens")
-    if options.min_frequency < 1:
-        raise UsageError(f"min_frequency is {options.min_frequency}; say 1 or more")
     counter = count_words(
         texts,
         build_normalizer(_parts({}, options)),
@@ -182,7 +185,10 @@ def train_vocab(
     if not words:
         raise DataError("there are no words in the text: nothing to learn a vocabulary from")
     pieces = learn_pieces(
-        words, room, options.min_frequency, progress and (lambda n: progress("tokens", n))
+        words,
+        options.size - len(SPECIAL_TOKENS),
+        options.min_frequency,
+        progress and (lambda n: progress("tokens", n)),
     )
     return VocabResult(
         vocab=[*SPECIAL_TOKENS, *pieces],

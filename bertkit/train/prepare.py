@@ -62,7 +62,7 @@ class PrepareEvent(Struct, frozen=True):
         stage: "size" comes once, before anything is written: `done` bytes will be written, `total`
             are free; then "encode", in bytes of text; then "merge", in part files.
         done: how far it is.
-        total: of how much; an estimate for "encode".
+        total: of how much; for "encode" an estimate, and 0 where there is more than that.
         scripts: with "size", how the tokenizer fares with each script in a sample of the text.
     """
 
@@ -153,7 +153,7 @@ def prepare(
     Raises:
         DataError: the text is bad, too little, or the disk is full.
         StaleDataError: `out` holds shards of other text, another tokenizer or other options.
-        UsageError: an option is out of range.
+        UsageError: an option is out of range, or `out` is a file.
         CheckpointError: the tokenizer cannot be read.
     """
     options = options or PrepareOptions()
@@ -162,11 +162,11 @@ def prepare(
     work = out / WORK
     tell = progress or (lambda event: None)
     tokenizer = BertTokenizer.from_pretrained(str(tokenizer_dir))
+    names = expand_sources(sources)
     with _writing(out):
-        files = keep_input(expand_sources(sources), work)
+        files = keep_input(names, work)
         plan = make_plan(files, tokenizer, options)
-        done = _finished(out, plan, options.overwrite)
-        if done is not None:
+        if (done := _finished(out, plan, options.overwrite)) is not None:
             shutil.rmtree(work, ignore_errors=True)
             return done
         settings = encode_settings(plan, tokenizer_dir, options)
@@ -224,6 +224,8 @@ def _check(options: PrepareOptions) -> None:
 @contextmanager
 def _writing(out: Path) -> Iterator[None]:
     """Turn a full disk and the like into one line; what is finished stays."""
+    if out.is_file():
+        raise UsageError(f"--out {out} is a file; name a folder")
     try:
         yield
     except OSError as error:
@@ -340,7 +342,7 @@ def _encode_all(
         for was_there, length in parts:
             kept += was_there
             done += length
-            tell(PrepareEvent("encode", done, max(done, size)))
+            tell(PrepareEvent("encode", done, size if done < size else 0))
     tell(PrepareEvent("encode", done, done))
     return paths, kept
 

@@ -138,10 +138,8 @@ def vocab(
         return _extend(corpus, options.extend, options, reading, common)
     if options.add is not None:
         raise UsageError("--add goes with --extend MODEL; the size of a new vocabulary is --size")
-    _check_out(options.out)
-    if (options.out / "tokenizer.json").exists() and not options.overwrite:
-        raise UsageError(f"{options.out} holds a tokenizer already; say --overwrite to replace it")
     from bertkit.text.corpus import CorpusReport
+    from bertkit.text.sources import expand_sources
     from bertkit.text.vocab import VocabOptions, build_tokenizer
 
     chosen = VocabOptions(
@@ -152,7 +150,11 @@ def vocab(
         min_frequency=_or(options.min_frequency, MIN_FREQUENCY),
     )
     read, held_out = CorpusReport(), list[str]()
-    texts = _learned_from(corpus, reading.for_reader(), read, held_out)
+    texts = _learned_from(expand_sources(corpus), reading.for_reader(), read, held_out)
+    if options.out.is_file():
+        raise UsageError(f"--out {options.out} is a file; name a folder")
+    if (options.out / "tokenizer.json").exists() and not options.overwrite:
+        raise UsageError(f"{options.out} holds a tokenizer already; say --overwrite to replace it")
     with common.progress("counting", "characters") as count:
         with common.progress("learning", "tokens") as learn:
 
@@ -167,11 +169,6 @@ def vocab(
     common.show({**report.to_dict(), "skipped": dict(read.skipped)}, _coverage(report))
 
 
-def _check_out(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder} is a file; name a folder")
-
-
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
@@ -180,14 +177,15 @@ def _extend(
     corpus: list[str], model: str, options: VocabFlags, reading: ReadingOptions, common: Common
 ) -> None:
     from bertkit.text.corpus import CorpusReport
+    from bertkit.text.sources import expand_sources
     from bertkit.verbs.grow import check_extend, extend, extension
 
-    check_extend(model, options.out, options.overwrite, options.shaping())
     read, held_out = CorpusReport(), list[str]()
-    options_of_reader, every = reading.for_reader(), HELD_OUT_EVERY_EXTENDING
+    files, options_of_reader = expand_sources(corpus), reading.for_reader()
+    check_extend(model, options.out, options.overwrite, options.shaping())
     report = extend(
         model,
-        _learned_from(corpus, options_of_reader, read, held_out, every),
+        _learned_from(files, options_of_reader, read, held_out, HELD_OUT_EVERY_EXTENDING),
         held_out,
         options.out,
         add=_or(options.add, ADD),
@@ -283,11 +281,12 @@ def prepare(
 ) -> None:
     """Turn a corpus into token shards, once; interrupted and run again, it continues."""
     common, reading = common or Common(), reading or ReadingOptions()
+    if options.show < 0:
+        raise UsageError(f"--show {options.show}: say how many examples, 1 or more")
     if options.masking is not None and not options.show:
         raise UsageError(
             "--masking goes with --show N here; training is told by pretrain --masking"
         )
-    _check_out(options.out)
     from bertkit.train.prepare import PrepareOptions, prepare
 
     chosen = PrepareOptions(
@@ -322,12 +321,19 @@ def prepare(
 
 def _tell(common: Common, report: Report, event: PrepareEvent) -> None:
     if event.stage == "size":
-        needed, free = event.done / 1e6, event.total / 1e6
-        common.say(f"about {needed:,.1f} MB will be written; {free:,.0f} MB are free")
+        common.say(f"about {_size(event.done)} will be written; {_size(event.total)} are free")
         if event.scripts and event.scripts[-1].unk_rate > MUCH_UNKNOWN:
             common.say(_unknown(f"{event.scripts[-1].unk_rate:.1%} of a sample", event.scripts))
     elif event.stage == "encode":
-        report(event.done, max(event.done, event.total))
+        report(event.done, event.total)
+
+
+def _size(count: int) -> str:
+    """Bytes, for people."""
+    for unit, worth in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= worth:
+            return f"{count / worth:,.1f} {unit}"
+    return f"{count} bytes"
 
 
 def _unknown(share: str, scripts: list[ScriptCoverage]) -> str:
@@ -388,6 +394,6 @@ def _shards(out: Path, report: PrepareReport) -> str:
         f"[UNK] {report.unknown_tokens / max(1, tokens):.3%} of the tokens; "
         f"{report.duplicates:,} duplicate documents; "
         f"{report.single_sentence_documents:,} documents of one sentence",
-        f"{out}: {report.bytes_on_disk / 1e6:,.1f} MB, {report.bytes_per_token:.2f} bytes a token",
+        f"{out}: {_size(report.bytes_on_disk)}, {report.bytes_per_token:.2f} bytes a token",
     ]
     return "\n".join(lines)

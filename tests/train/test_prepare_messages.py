@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train import parts as parts_module
 from bertkit.train import plan as plan_module
 from bertkit.train import prepare as prepare_module
+from bertkit.verbs.corpus import _size
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *LETTERS, *(f"##{c}" for c in LETTERS)]
@@ -168,9 +171,51 @@ def test_what_is_typed_wrong_is_refused(
     command = ["prepare", str(source), "--tokenizer", english, "--out"]
     assert main([*command, str(tmp_path), "--masking", "word"]) == 2
     assert "--masking goes with --show" in capsys.readouterr().err
+    assert main([*command, str(tmp_path), "--show", "-3"]) == 2
+    assert "--show -3: say how many" in capsys.readouterr().err
     for arguments in ([*command, str(source)], ["vocab", str(source), "--out", str(source)]):
         assert main(arguments) == 2
         assert "is a file; name a folder" in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_input_is_told_before_what_is_in_the_way(
+    tmp_path: Path, english: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, gone = tmp_path / "a.txt", str(tmp_path / "gone.txt")
+    source.write_text(ENGLISH[0])
+    for command, said in (
+        (["vocab", gone, "--out", english], "gone.txt: no such file"),
+        (["vocab", str(source), "--out", english, "--size", "5"], "size 5 has no room"),
+        (["vocab", str(source), "--out", english, "--encoding", "x"], "no text encoding 'x'"),
+        (["vocab", str(source), "--out", english], "holds a tokenizer already"),
+        (["vocab", gone, "--extend", english, "--out", str(source)], "gone.txt: no such file"),
+        (["prepare", gone, "--tokenizer", english, "--out", str(source)], "gone.txt: no such file"),
+    ):
+        assert main(command) in (1, 2)
+        assert said in capsys.readouterr().err
+
+
+def test_progress_is_told_once_at_the_end_and_sizes_in_units_that_fit(
+    tmp_path: Path,
+    english: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(plan_module, "SAMPLE", 500)
+    source = tmp_path / "a.txt.gz"  # of which the estimate is too small
+    source.write_bytes(gzip.compress("\n".join(ENGLISH).encode() * 3))
+    command = ["prepare", str(source), "--tokenizer", english, "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    assert sum(line.startswith("preparing: ") for line in printed.err.splitlines()) == 1
+    assert " kB will be written; " in printed.err
+    assert re.search(r"/out: \d+\.\d kB, ", printed.out)
+    assert [_size(n) for n in (0, 999, 1000, 2_340_000)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "2.3 MB",
+    ]
 
 
 def test_an_interrupt_ends_workers_at_once(tmp_path: Path, english: str) -> None:
