@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -128,9 +129,11 @@ class FillMask:
         ):
             masks = [i for i, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
             if not masks:
+                like = re.search(re.escape(mask), text, re.IGNORECASE)
+                example = f"where a word is wanted, such as 'The cat {mask} on the mat.'"
                 raise DataError(
-                    f"text {number} has no {mask}: {_short(text)!r}; write {mask} where a word is "
-                    f"wanted, such as 'The cat {mask} on the mat.'"
+                    f"text {number} has no {mask}: {_short(text)!r}; write {mask} "
+                    + (f"instead of {like[0]}" if like else example)
                 )
             read.append(_Text(text, ids, masks, [tuple(offsets[i]) for i in masks]))
         return read

@@ -216,6 +216,8 @@ def test_a_long_text_is_read_around_its_masks(asked: Pipeline, theirs: tuple[Any
 
 
 def test_what_cannot_be_asked_is_told_in_one_line(asked: Pipeline) -> None:
+    with pytest.raises(DataError, match=r"'a \[Mask\]'; write \[MASK\] instead of \[Mask\]$"):
+        asked.fill("a [Mask]")
     with pytest.raises(DataError, match=r"text 2 has no \[MASK\]: 'no mask'; write \[MASK\]"):
         asked.fill([TEXT, "no mask"])
     with pytest.raises(DataError, match="cannot write the target 'zebra'"):
