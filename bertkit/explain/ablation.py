@@ -131,9 +131,10 @@ class AblationResult(Result):
         """Each part with its five figures, layer by layer."""
         for layer in range(len(self.layers.kl)):
             for head in range(self.heads.kl.shape[1]):
-                yield f"head {layer + 1}.{head + 1}", _figures(self.heads, (layer, head))
-            yield f"feed-forward {layer + 1}", _figures(self.feed_forwards, (layer,))
-            yield f"layer {layer + 1}", _figures(self.layers, (layer,))
+                name = named(f"head {layer + 1}.{head + 1}")
+                yield name, _figures(self.heads, (layer, head))
+            yield named(f"feed-forward {layer + 1}"), _figures(self.feed_forwards, (layer,))
+            yield named(f"layer {layer + 1}"), _figures(self.layers, (layer,))
 
     def sections(self) -> list[Section]:
         """Layer by head; bars for the rest."""
@@ -198,8 +199,8 @@ def ablate(
         report: is told how many texts are done.
 
     Raises:
-        UsageError: the model has no head that chooses, or texts that can be read once alone are
-            given for means.
+        MissingHeadError: the model has no head that chooses.
+        UsageError: texts that can be read once alone are given for means.
         DataError: there is no text.
     """
     opened = open_model(model)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain.asked import Question, has_words, masked_questions
 from bertkit.explain.asked_scores import Aim, Part
 from bertkit.explain.hooks import still
@@ -52,9 +53,9 @@ def aims_of(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: the model cannot be asked so, or has no such label.
-        DataError: there is no mask, word, token, entity or answer as asked, or the text is too
-            long.
+        UsageError: the model cannot be asked so, or has no such label or token.
+        DataError: there is no mask, word, entity or answer as asked, or the text is too long.
+        MissingHeadError: the model has no head that can be asked.
     """
     model = opened.model
     if has_words(model):
@@ -70,7 +71,7 @@ def aims_of(
         return [_text_aim(opened, sentence, target, against)]
     if isinstance(model, BertForQuestionAnswering):
         return [_answer_aim(opened, sentence, target, against)]
-    raise UsageError(
+    raise MissingHeadError(
         f"{opened.name}: attribution is for models that guess masked words, label texts or words, "
         "or find answers; this one does not"
     )
@@ -179,14 +180,14 @@ def _text_aim(opened: Opened, sentence: Sentence, target: str | None, against: s
         with still(opened.model):
             logits = opened.model.ragged(sentence.batch().to(opened.encoder.device))
         target = list(labels)[list(labels.values()).index(int(logits[0].argmax()))]
-    part = (Part(0, _label(labels, target)),)
-    other = () if against is None else (Part(0, _label(labels, against)),)
+    part = (Part(0, _label(opened, labels, target)),)
+    other = () if against is None else (Part(0, _label(opened, labels, against)),)
     return Aim(sentence, _named(target, against), target, part, other)
 
 
-def _label(labels: dict[str, int], name: str) -> int:
+def _label(opened: Opened, labels: dict[str, int], name: str) -> int:
     if name not in labels:
-        raise UsageError(f"{name!r} is no label of the model: {', '.join(labels)}")
+        raise UsageError(f"{opened.name}: {name!r} is no label of the model: {', '.join(labels)}")
     return labels[name]
 
 
@@ -202,16 +203,16 @@ def _tag_aims(
     task: Any = TaskAnswers(opened.model, opened.tokenizer, "tag").task
     # The tagger reads the tokenizer's words, whatever words a reader wants to see.
     plain, shown = opened.read(text), opened.read(text, None, segmenter)
-    tags = _tags(opened, plain, task.labels)
+    tags, spelled = _tags(opened, plain, task.labels), partial(_spelled, opened, task)
     if word is not None:
         found = stretch(plain, word) if isinstance(word, str) else stretch(shown, word)
         inside = [n for n, w in enumerate(plain.words) if found.first <= w.first < found.last]
-        said = [tags[n] for n in inside] if target is None else _spelled(task, target, len(inside))
+        said = [tags[n] for n in inside] if target is None else spelled(target, len(inside))
         kinds = {span.label for span in to_spans(said, task.scheme)} or {OUTSIDE}
         asked = [(inside, said, target or " ".join(sorted(kinds)))]
     else:
         if task.scheme == PLAIN:
-            raise DataError("the model labels every word; name the word that is asked about")
+            raise UsageError("the model labels every word; name the word that is asked about")
         asked = [
             (list(range(start, end)), tags[start:end], label)
             for start, end, label in to_spans(tags, task.scheme)
@@ -225,7 +226,7 @@ def _tag_aims(
     for inside, said, label in asked:
         firsts = [plain.words[n].first for n in inside]
         parts = _at(task, firsts, said)
-        other = () if against is None else _at(task, firsts, _spelled(task, against, len(inside)))
+        other = () if against is None else _at(task, firsts, spelled(against, len(inside)))
         start, end = plain.words[inside[0]].start, plain.words[inside[-1]].end
         written = plain.texts[plain.words[inside[0]].segment][start:end]
         name = _named(f"{label} of {written}", against)
@@ -237,14 +238,14 @@ def _at(task: Any, firsts: list[int], tags: list[str]) -> tuple[Part, ...]:
     return tuple(Part(i, task.numbers[tag]) for i, tag in zip(firsts, tags, strict=True))
 
 
-def _spelled(task: Any, target: str, count: int) -> list[str]:
+def _spelled(opened: Opened, task: Any, target: str, count: int) -> list[str]:
     """A tag for each of some words: a tag of the model itself, or a type spelled in its scheme."""
     if target in task.numbers:
         return [target] * count
     tags = to_tags([Span(0, count, target)], count, task.scheme)
     if any(tag not in task.numbers for tag in tags):
         names = dict.fromkeys((*task.types, *task.labels))
-        raise UsageError(f"{target!r} is no label of the model: {', '.join(names)}")
+        raise UsageError(f"{opened.name}: {target!r} is no label of the model: {', '.join(names)}")
     return tags
 
 

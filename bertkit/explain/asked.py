@@ -58,8 +58,8 @@ def masked_questions(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: both a word and a target are named.
-        DataError: there is no mask, no such word, or the vocabulary has no such target.
+        UsageError: both a word and a target are named, or the vocabulary has no such target.
+        DataError: there is no mask, or no such word.
     """
     sentence, mask = opened.read(text, pair, segmenter), opened.tokenizer.mask_token_id
     if word is not None:
@@ -82,11 +82,11 @@ def one_token(opened: Opened, word: str) -> int:
     """The id of a word that is one token.
 
     Raises:
-        DataError: the vocabulary has no such token.
+        UsageError: the vocabulary has no such token.
     """
     known = opened.tokenizer.get_vocab().get(word)
     ids = [known] if known is not None else opened.tokenizer.encode_sentences([word])[0]
     if len(ids) != 1 or ids[0] == opened.tokenizer.unk_token_id:
         pieces = " ".join(opened.tokenizer.convert_ids_to_tokens(list(ids)))
-        raise DataError(f"the target {word!r} is not one token of the vocabulary but {pieces}")
+        raise UsageError(f"the target {word!r} is not one token of the vocabulary but {pieces}")
     return int(ids[0])

@@ -18,7 +18,7 @@ from bertkit.explain.pictures import bars, brief, coloured_text
 from bertkit.explain.result import Floats, Result
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.wording import named, say
-from bertkit.explain.words import Segmenter, Sentence
+from bertkit.explain.words import CONTINUED, Segmenter, Sentence
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,7 +138,9 @@ class AttributionResult(Result):
             bar = ("+" if word.value >= 0 else "-") * blocks
             rows.append([word.word, "–" if missing else digits(word.value, "+"), bar])
         note = "–: the asked word itself" if len(known) < len(target.words) else ""
-        return grid(f"{target.name}: {self._told(target)}", ("word", "value", ""), rows, note=note)
+        return grid(
+            f"{named(target.name)}: {self._told(target)}", ("word", "value", ""), rows, note=note
+        )
 
     def _told(self, target: Attribution) -> str:
         """The number, in words."""
@@ -152,7 +154,8 @@ class AttributionResult(Result):
                 value=brief(target.baseline_value),
                 delta=brief(target.delta),
             )
-        return f"{told}. {named(target.note)}" if target.note else told
+        note = named(target.note).rstrip(".。")
+        return say("{told}. {note}", told=told, note=note) if note else told
 
     def sections(self) -> list[Section]:
         """The text in colours, bars of words, and of tokens where words have several."""
@@ -162,7 +165,7 @@ class AttributionResult(Result):
             values = np.array([word.value for word in target.words])
             words = [word.word for word in target.words]
             drawn = coloured_text(of, values, words, gaps(self.texts, target.words))
-            note = f"{self._told(target).rstrip('.。')}. {say('Blue pushes it up, orange down.')}"
+            note = say("{told}. Blue pushes it up, orange down.", told=self._told(target))
             heading = say("What makes the model say {target}", target=named(target.name))
             found.append(Section(heading, drawn, note))
             found.append(Section(say("Word by word"), bars(of, values, words)))
@@ -185,7 +188,7 @@ def gaps(texts: tuple[str, ...], words: list[WordValue]) -> list[str]:
 
 
 def _has_pieces(target: Attribution) -> bool:
-    return any(label.lstrip("[").startswith("…") for label in target.tokens)
+    return any(label.lstrip("[").startswith(CONTINUED) for label in target.tokens)
 
 
 def attribute(
@@ -214,9 +217,9 @@ def attribute(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: the model cannot be asked so, has no such label, or Captum is missing.
-        DataError: there is no mask, word, token, entity or answer as asked, or the text is too
-            long.
+        UsageError: the model cannot be asked so, has no such label or token, or Captum is missing.
+        DataError: there is no mask, word, entity or answer as asked, or the text is too long.
+        MissingHeadError: the model has no head that can be asked.
     """
     opened, options = open_model(model), options or AttributionOptions()
     result = attributed(opened, text, pair, word, target, against, options, segmenter)

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertkit.data.order import uniform
 from bertkit.errors import DataError
-from bertkit.explain.aims import asks_for_a_word
+from bertkit.explain.aims import MASKED_WORDS, VALUE, asks_for_a_word
 from bertkit.explain.attribution import (
     CAUTION,
     CAUTION_ZH,
@@ -163,7 +163,7 @@ def _table(title: str, labels: list[LabelTotal]) -> RenderableType:
     rows = []
     for label in labels[:SHOWN_LABELS]:
         for i, word in enumerate(label.words):
-            head = (label.label, f"{label.said:,}") if i == 0 else ("", "")
+            head = (_called(label), f"{label.said:,}") if i == 0 else ("", "")
             values = (digits(word.average, "+"), digits(word.mean, "+"))
             rows.append([*head, word.word, *values, f"{word.times:,}"])
     columns = ("label", "said", "word", "average", "each time", "times")
@@ -184,12 +184,17 @@ def _sections(labels: list[LabelTotal], quantity: str) -> list[Section]:
             "Sum of a word's values over the {n} times that {label} was explained, divided by "
             "these; the mean {quantity} was {mean}.",
             n=f"{label.said:,}",
-            label=label.label,
+            label=_called(label),
             quantity=named(quantity),
             mean=brief(label.mean),
         )
-        found.append(Section(say("Which words push {label}", label=label.label), drawn, note))
+        found.append(Section(say("Which words push {label}", label=_called(label)), drawn, note))
     return [*found, *rest(labels)]
+
+
+def _called(label: LabelTotal) -> str:
+    """A label, which is the model's own but where it has none to give."""
+    return named(label.label) if label.label in (MASKED_WORDS, VALUE) else label.label
 
 
 def attribute_over(

@@ -13,7 +13,6 @@ _COLUMNS = {
     "direction": "方向",
     "distance": "距离",
     "each time": "每次",
-    "eff. rank": "有效秩",
     "entropy": "熵",
     "Fisher": "Fisher 信息",
     "flips": "改变比例",
@@ -33,7 +32,6 @@ _COLUMNS = {
     "norm": "范数",
     "pairs": "句对",
     "part": "部分",
-    "part. ratio": "参与率",
     "positions": "位置数",
     "predicted": "梯度预测",
     "probability": "概率",
@@ -54,6 +52,16 @@ _COLUMNS = {
     "to_self": "到自身",
     "to_previous": "到前一个",
     "to_next": "到后一个",
+    "after: loss": "之后：损失",
+    "after: accuracy": "之后：准确率",
+    "change: loss": "变化：损失",
+    "change: accuracy": "变化：准确率",
+    "best CKA (layer)": "最高 CKA（层）",
+    "CKA: layer before": "CKA：上一层",
+    "CKA: last layer": "CKA：最后一层",
+    "CKA: same layer": "CKA：同一层",
+    "RSA: layer before": "RSA：上一层",
+    "RSA: same layer": "RSA：同一层",
     "{site}, layer": "{site}，层",
     "before: {model}": "之前：{model}",
     "after: {model}": "之后：{model}",
@@ -106,6 +114,45 @@ _NAMES = {
     "{n} labels of words": "{n} 个词的标签",
     "{n} labels of texts": "{n} 个文本的标签",
     "{n} starts and ends of answers": "{n} 个答案的首尾",
+    "query": "查询",
+    "key": "键",
+    "heads out": "头输出",
+    "ff in": "前馈入",
+    "ff out": "前馈出",
+    "norm": "归一化",
+    "norm {n}": "归一化 {n}",
+    "dense": "全连接",
+    "position": "位置",
+    "token_type": "片段",
+    "classifier": "分类器",
+    "bias": "偏置",
+    " weight": "权重",
+    " bias": "偏置",
+    "emb ": "嵌入层",
+    "mlm ": "遮词头",
+    "{word} + noise": "{word}（加噪声）",
+    "{said} at {at} (token {n})": "{at}（词元 {n}）处的 {said}",
+    "{said} at {at}": "{at} 处的 {said}",
+    "{label} of {word}": "{word} 的 {label}",
+    "{name} rather than {other}": "{name} 而不是 {other}",
+    "no answer": "无答案",
+    "masked words": "遮住的词",
+    "layers": "层数",
+    " (without {layers})": "（去掉 {layers}）",
+    "feed-forward width": "前馈宽度",
+    "zeroed heads": "置零的头",
+    "megabytes": "兆字节",
+    "KL of the answers": "答案的 KL",
+    "other best answers": "最佳答案改变",
+    "random: mean": "随机：平均",
+    "random: deviation": "随机：标准差",
+    "Macro F1": "宏平均 F1",
+    "always the commonest label: {share}": "总说最常见的标签：{share}",
+    "{at} (token {n})": "{at}（词元 {n}）",
+    "{at} (token {n}, target {target})": "{at}（词元 {n}，目标 {target}）",
+    "{at} (token {n}): probability of {target} and the likeliest": (
+        "{at}（词元 {n}）：{target} 的概率和最可能的词"
+    ),
     "tokens": "词元",
     "words": "词",
     "texts": "文本",
@@ -195,6 +242,7 @@ _LOOKING = {
     "From each token (rows) to each (columns), each head by itself; choose one.": (
         "每个头各一幅小图，从每个词元（行）看向每个词元（列）；点选一个。"
     ),
+    "of each head's largest": "相对每个头自己的最大值",
     "One head, token by token": "一个头，逐词元",
     "Rows look, columns are looked at; the deepest colour is this head's largest.": (
         "行是看的一方，列是被看的一方；最深的颜色是该头自己的最大值。"
@@ -223,7 +271,8 @@ _ANSWERS = {
         "{told}，基线（{baseline}）处 {value}；各值之和与两者之差相差 {delta}"
     ),
     "What makes the model say {target}": "什么让模型说出 {target}",
-    "Blue pushes it up, orange down.": "蓝色使它升高，橙色使它降低。",
+    "{told}. Blue pushes it up, orange down.": "{told}。蓝色使它升高，橙色使它降低。",
+    "{told}. {note}": "{told}。{note}",
     "Sum of a word's values over the {n} times that {label} was explained, divided by these; the "
     "mean {quantity} was {mean}.": (
         "{label} 被解释了 {n} 次；图中是一个词在各次的值之和除以该次数；平均{quantity}为 {mean}。"
@@ -236,13 +285,16 @@ _ANSWERS = {
         "合计 {score} 奈特；伪困惑度 {perplexity}。颜色深、条形长的词是模型没有料到的。"
     ),
     "Log-probability of each word in nats": "每个词的对数概率（奈特）",
-    "Of all {n} texts, the {m} with the lowest mean of a token, worst first; the bars are sums in "
-    "nats. Pseudo-perplexity of all: {perplexity}.": (
-        "全部 {n} 篇文本中，每词元平均分最低的 {m} 篇，最差的在前；条形是总和（奈特）。"
+    "Of all {n} texts, the {m} whose tokens have the lowest mean log-probability, worst first; the "
+    "bars are these means in nats. Pseudo-perplexity of all: {perplexity}.": (
+        "全部 {n} 篇文本中，词元平均对数概率最低的 {m} 篇，最差的在前；条形就是这个平均值（奈特）。"
         "全部文本的伪困惑度：{perplexity}。"
     ),
     "The texts least expected": "最出乎意料的文本",
     "{pairs}: {share} right": "{pairs}：{share} 判对",
+    "{scores}: pseudo-perplexity {perplexity} over {tokens}; least expected:": (
+        "{scores}：{tokens}，伪困惑度 {perplexity}；最出乎意料的："
+    ),
     "Share of pairs decided rightly": "判对的句对比例",
     "The worst mistakes": "最严重的错误",
     "The bad texts that beat their good partners by most; scores in nats, a shorter bar is "
@@ -275,7 +327,15 @@ _ANSWERS = {
     "What can be read off each layer": "每层能读出什么",
     "Loss by position": "按位置的损失",
     " against {other}": "，对照 {other}",
-    "A thin line is one standard error on either side of a mean.": ("细线是均值两侧各一个标准误。"),
+    "A thin line is one standard error on either side of a mean.": "细线是均值两侧各一个标准误。",
+    "loss in nats; ±: one standard error, left out of one position and of a share 0 or 1": (
+        "损失单位奈特；± 后是一个标准误，只有一个位置、比例为 0 或 1 时不写"
+    ),
+    "; after: {other}; change: after less before": "；之后：{other}；变化：之后减之前",
+    "The tagger has a CRF: what is explained are its emissions, what the encoder says of each word "
+    "before the transitions between tags are added.": (
+        "标注模型带 CRF：这里解释的是发射分数，即加上标签转移之前编码器对每个词的判断。"
+    ),
 }
 _CHANGING = {
     "Pushed vectors: {texts}": "推动向量：{texts}",
@@ -313,6 +373,10 @@ _CHANGING = {
     ),
     "% of that difference restored:": "这一差距恢复的百分比：",
     "% restored": "恢复的百分比",
+    "{pairs}; % of the difference of logits restored (–: no pair has such words):": (
+        "{pairs}；logit 之差恢复的百分比（–：没有一对有这样的词）："
+    ),
+    "left out: {why}": "略去：{why}",
     "All tokens of a kind are patched together; % of the logits' difference restored, which is "
     "{clean} in the clean runs and {corrupt} in the corrupt ones (means).": (
         "同类词元一起修补；格中是 logit 之差恢复的百分比，该差在原文中平均为 {clean}，"

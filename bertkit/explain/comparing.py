@@ -117,6 +117,11 @@ class CompareResult(Result):
             texts=counted(self.texts, "texts"),
         )
 
+    def _names(self) -> tuple[list[str], list[str]]:
+        """The layers of the first model, and of the last."""
+        one, other = ([named(name) for name in self.spreads[i].names] for i in (0, -1))
+        return one, other
+
     def table(self) -> RenderableType:
         """A row a layer, for each model."""
         from rich.console import Group
@@ -124,7 +129,7 @@ class CompareResult(Result):
         two = len(self.spreads) == 2
         near = "CKA: same layer" if two else "CKA: layer before"
         alike = "best CKA (layer)" if two else "CKA: last layer"
-        names, others = self.spreads[0].names, self.spreads[-1].names
+        names, others = self._names()
         rows = []
         for i, name in enumerate(names):
             at = i if two else i - 1
@@ -144,7 +149,7 @@ class CompareResult(Result):
 
     def sections(self) -> list[Section]:
         """Layer by layer, then the spread of each model."""
-        names, others = self.spreads[0].names, self.spreads[-1].names
+        names, others = self._names()
         against = say(
             "Rows: {first}; columns: {second}.",
             first=self.spreads[0].model,
@@ -167,7 +172,8 @@ class CompareResult(Result):
             found.append(Section(heading, picture, f"{against} {note}"))
         for number, spread in enumerate(self.spreads):
             for name, heading in _FIGURES.items():
-                drawn = bars(f"spreads.{number}.{name}", getattr(spread, name), spread.names)
+                layers = others if number else names
+                drawn = bars(f"spreads.{number}.{name}", getattr(spread, name), layers)
                 found.append(Section(f"{spread.model}: {named(heading)}", drawn))
         return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from bertkit.explain.pictures import Array, Look, heat, layer_names, terse
+from bertkit.explain.pictures import Array, Look, heat, layer_names, scale, terse
 from bertkit.explain.wording import say
 
 # The small maps are painted from the page's JSON, so that they cost no bytes.
@@ -42,6 +42,7 @@ PICKER = """
       const canvas = button.firstChild, pen = canvas.getContext("2d");
       const image = pen.createImageData(size, size);
       canvas.width = canvas.height = size;
+      button.title = button.ariaLabel + ": 0–" + terse(top);
       values.flat().forEach((value, i) => image.data.set(
         [...ink, top > 0 ? 255 * value / top : 0], 4 * i));
       pen.putImageData(image, 0, 0);
@@ -66,7 +67,7 @@ def head_grid(of: str, values: Array, scale: str) -> str:
 
 
 def head_views(layers: int, heads: int) -> str:
-    """A button for each head with its map in small."""
+    """A button for each head with its map in small, in shares of its own largest number."""
     rows = []
     for i, name in enumerate(layer_names(layers + 1)[1:]):
         rows.append(f"<span>{escape(name)}</span>")
@@ -76,7 +77,9 @@ def head_views(layers: int, heads: int) -> str:
                 f'<button type="button" data-head="{i},{j}" aria-label="{told}" title="{told}">'
                 "<canvas></canvas></button>"
             )
-    return f'<div class="wide"><div class="heads" style="--n:{heads}">{"".join(rows)}</div></div>'
+    legend = scale(1.0, (), say("of each head's largest"))
+    views = f'<div class="heads" style="--n:{heads}">{"".join(rows)}</div>'
+    return f'{legend}<div class="wide">{views}</div>'
 
 
 def token_matrix(kinds: Sequence[tuple[str, str]], maps: Array, labels: Sequence[str]) -> str:

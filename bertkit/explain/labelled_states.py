@@ -68,6 +68,12 @@ class LabelledFile:
         rows = open_rows(os.fspath(self.path), self.task, self.columns)
         return rows.rows(self.skipped if self.skip_bad_rows else None)
 
+    def texts(self) -> Iterator[str]:
+        """The texts alone, in a pass of their own."""
+        for row in self:
+            if isinstance(row, TagRow | TextRow):
+                yield row.text
+
 
 class Labelled(NamedTuple):
     """Labelled words or texts with their states.

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertkit.errors import UsageError
+from bertkit.errors import MissingHeadError
 from bertkit.explain.asked import Question, has_words
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import still, trace
@@ -26,7 +26,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.readouts import Readout, note_of, questions_for, readout_of
-from bertkit.explain.result import Floats, Result, masked_in
+from bertkit.explain.result import Floats, Result, masked_in, token_of
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.tuned import TunedLens
 from bertkit.explain.wording import say
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CAUTION = (
-    "Each row shows what the model's last head would say if it stood behind that layer; BERT is "
+    "Of each layer one sees what the model's last head would say if it stood behind it; BERT is "
     "post-LN and the head was trained on the last layer alone, so an early layer that reads badly "
     "may still hold the answer in a form that the head cannot read."
 )
 CAUTION_ZH = (
-    "每一行是假如把模型最后的预测头接在该层之后会说什么；BERT 是 post-LN，预测头只在最后一层上"
-    "训练过，所以浅层读得不好，并不说明它不含答案，可能只是预测头读不懂它的形式。"
+    "对每一层，看到的是假如把模型最后的预测头接在它后面会说什么；"
+    "BERT 是 post-LN，预测头只在最后一层上训练过，所以浅层读得不好，"
+    "并不说明它不含答案，可能只是预测头读不懂它的形式。"
 )
 
 
@@ -143,7 +144,6 @@ def _sections(i: int, at: LensAt) -> list[Section]:
 
 
 def _table(at: LensAt) -> RenderableType:
-    aim = "" if at.target is None else f", target {at.target}"
     columns = ["layer", "entropy", "KL"] + (["rank"] if at.rank is not None else [])
     rows = []
     for i, name in enumerate(layer_names(len(at.entropy))):
@@ -151,7 +151,7 @@ def _table(at: LensAt) -> RenderableType:
         best = zip(at.names[i], at.probabilities[i], strict=True)
         words = "  ".join(f"{word} {digits(p)}" for word, p in best)
         rows.append([name, digits(at.entropy[i]), digits(at.kl[i]), *rank, words])
-    title = f"{at.label} (token {at.token}{aim})"
+    title = token_of(at.label, at.token, at.target)
     note = "entropy, and KL to the last layer's answer, in nats"
     note += "; rank: the target's, 1 for the likeliest" if at.rank is not None else ""
     return grid(title, [*columns, "likeliest"], rows, texts=["likeliest"], note=note)
@@ -181,8 +181,9 @@ def lens(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: the model has no head that can be read, or the tuned lens is another model's.
-        DataError: there is no mask and no such word, no such target, or the text is too long.
+        MissingHeadError: the model has no head that can be read.
+        UsageError: there is no such target, or the tuned lens is another model's.
+        DataError: there is no mask and no such word, or the text is too long.
     """
     opened = open_model(model)
     readout = readout_of(opened)
@@ -319,7 +320,8 @@ def lens_over(
         report: told how many texts are done.
 
     Raises:
-        UsageError: the model has no masked-word head, or the tuned lens is another model's.
+        MissingHeadError: the model has no masked-word head.
+        UsageError: the tuned lens is another model's.
         DataError: there is no text.
     """
     opened = open_model(model)
@@ -345,9 +347,9 @@ def lens_over(
 
 
 def check_words(opened: Opened) -> None:
-    """Raise UsageError where a model has no masked-word head, which figures of a corpus need."""
+    """Raise MissingHeadError without a masked-word head, which figures of a corpus need."""
     if not has_words(opened.model):
-        raise UsageError(
+        raise MissingHeadError(
             f"{opened.name}: has no masked-word head; over a file the lens reads masked words"
         )
 

@@ -29,7 +29,7 @@ from bertkit.explain.page import Section
 from bertkit.explain.pictures import Look, heat, terse
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
-from bertkit.explain.wording import say
+from bertkit.explain.wording import named, say
 from bertkit.explain.words import Segmenter
 from bertkit.tasks.asking import pack
 
@@ -201,7 +201,7 @@ def _head_table(title: str, heads: HeadFigures) -> RenderableType:
         [f"{at[0] + 1}.{at[1] + 1}", *(digits(getattr(heads, name)[at]) for name in FIGURES)]
         for at in np.ndindex(*heads.entropy.shape)
     ]
-    names = [name.replace("_", " ") for name in FIGURES]
+    names = [named(name).replace("_", " ") for name in FIGURES]
     note = (
         "entropy in nats; distance in tokens; the rest: shares of the weight that go to [CLS], "
         "to [SEP], to the token itself, to the one before, to the one behind; means over all "

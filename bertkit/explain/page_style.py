@@ -37,13 +37,16 @@ p { margin: .25rem 0; }
   background: rgb(var(--below) / .1); max-width: 60rem; }
 .note { max-width: 60rem; }
 .wide { overflow-x: auto; margin: .25rem 0 .75rem; }
+.more { mask-image: linear-gradient(to right, #000 calc(100% - 2.5rem), transparent); }
 table { border-collapse: collapse; }
 th { font-weight: 400; text-align: start; }
-.heat { width: 100%; border-collapse: separate; border-spacing: 2px; line-height: 1.25; }
+.heat { width: 100%; border-collapse: separate; border-spacing: 2px; line-height: 1.25;
+  overflow-wrap: break-word; word-break: keep-all; }
+.heat :is(th, td) { max-width: 12rem; }
 .heat th { padding: .15rem .4rem; }
 .heat thead th { text-align: center; vertical-align: bottom; min-width: 2.6rem; }
 .heat tbody th { position: sticky; left: 0; background: rgb(var(--paper)); min-width: 4.2rem;
-  max-width: 12rem; z-index: 1; }
+  z-index: 1; }
 .heat [data-at] { text-align: center; padding: .2rem .25rem; min-width: 2.6rem; }
 .heat b { display: block; font-weight: 500; }
 .heat b + span { font-size: .8em; }
@@ -118,14 +121,15 @@ footer { margin: 2rem 0; }
     overflow-wrap: normal; }
   .bars .bar { min-width: 3rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 12px; }
-  select, #told, .ask { display: none; } .wide { overflow: visible; }
+  select, #told, .ask { display: none; } .wide { overflow: visible; mask: none; }
   .heat tbody th { position: static; } .heat th, .heat [data-at] { min-width: 0; }
   section { break-inside: avoid; } tr { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 )
 
-# Which number lies under the pointer, or was tapped.
+# Which number lies under the pointer, or was tapped; and what is wider than its frame fades out at
+# the right until one has scrolled there.
 SCRIPT = """
 (() => {
   const told = document.getElementById("told");
@@ -137,5 +141,10 @@ SCRIPT = """
     told.textContent = names.join(" · ") + ": " + (cell.dataset.value || "–");
   };
   for (const kind of ["mouseover", "click"]) document.addEventListener(kind, tell);
+  const fade = () => document.querySelectorAll(".wide").forEach(box => box.classList.toggle(
+    "more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1));
+  for (const kind of ["scroll", "toggle", "change"]) document.addEventListener(kind, fade, true);
+  addEventListener("resize", fade);
+  fade();
 })();
 """

@@ -94,8 +94,8 @@ def compared(
     """Read both texts; the corrupt one is masked where the clean one is.
 
     Raises:
-        UsageError: the target is no label, or a word must be named and is not.
-        DataError: the texts differ in length or masks, or lack a mask, a word, a target.
+        UsageError: the target is no label or token, or a word must be named and is not.
+        DataError: the texts differ in length or masks, or lack a mask or a word.
     """
     if isinstance(opened.model, BertForTokenClassification) and word is None:
         raise UsageError(f"{opened.name} labels words; name the word whose label is asked")
@@ -183,8 +183,7 @@ def trial_of(
         against: a word or label; None: the likeliest of the corrupt run but for the target.
 
     Raises:
-        UsageError: the word or label is the target, or is no label.
-        DataError: it is not one token.
+        UsageError: the word or label is the target, or is no label and not one token.
     """
     count = opened.model.config.num_hidden_layers
     inner = [site for name in sites if name != "hidden" for site in site_layers(name, count)]

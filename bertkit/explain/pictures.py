@@ -73,12 +73,16 @@ def mark(at: Sequence[int], value: Any) -> str:
 def scale(
     most: float, known: Sequence[float], what: str, figure: Callable[[Any], str] = brief
 ) -> str:
-    """The legend of a scale of colours to `most`, and from -`most` where numbers are below 0."""
-    below = any(value < 0 for value in known)
-    above = not below or any(value > 0 for value in known)
-    told = f'{figure(-most)} <i class="below"></i> 0 ' if below else "0 "
-    if above:
-        told += f'<i class="above"></i> <span class="high">{figure(most)}</span> '
+    """The legend of a scale of colours to `most`, and from -`most` where numbers are below 0.
+
+    Numbers beyond its ends have the deepest colour, and the legend says so.
+    """
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    least = f"{'≤ ' if low < -most else ''}{figure(-most)}"
+    told = f'{least} <i class="below"></i> 0 ' if low < 0 else "0 "
+    if low >= 0 or high > 0:
+        top = f"{'≥ ' if high > most else ''}{figure(most)}"
+        told += f'<i class="above"></i> <span class="high">{top}</span> '
     return f'<p class="scale">{told}<span>{escape(what)}</span></p>'
 
 
@@ -89,7 +93,7 @@ class Look(NamedTuple):
         scale: what the colour is, for the legend.
         words: what stands in the cell at (row, column), above the figure; None: the figure alone.
         figure: how a number is written in its cell.
-        most: the number of the deepest colour; None: the largest there is.
+        most: the number of the deepest colour, where larger ones say no more; None: the largest.
         square: cells are small squares, as between tokens; figures where there is room.
         outlined: cells that stand out.
         name: the id of the table, for scripts.

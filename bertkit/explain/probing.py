@@ -109,7 +109,8 @@ class ProbeResult(Result):
 
     def table(self) -> RenderableType:
         """A row a layer."""
-        title = f"{self.title()}\nalways the commonest label: {self.majority:.3f}"
+        majority = say("always the commonest label: {share}", share=f"{self.majority:.3f}")
+        title = f"{self.title()}\n{majority}"
         rows = []
         for i, name in enumerate(layer_names(len(self.accuracy))):
             numbers = (self.accuracy[i], self.macro_f1[i], self.control[i])
@@ -135,7 +136,7 @@ class ProbeResult(Result):
         )
         return [
             Section(say("What can be read off each layer"), grouped_bars(series, names), note),
-            Section("Macro F1", bars("macro_f1", self.macro_f1, names)),
+            Section(say("Macro F1"), bars("macro_f1", self.macro_f1, names)),
         ]
 
 

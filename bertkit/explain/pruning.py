@@ -125,19 +125,19 @@ class PruneResult(Result):
     def table(self) -> RenderableType:
         """Before and after."""
         before, after = self.sizes
-        gone = f" (without {self._dropped()})" if self.layers else ""
+        gone = say(" (without {layers})", layers=self._dropped()) if self.layers else ""
         zeroed = ", ".join(f"{i}.{j}" for i, j in self.heads)
         rows = [
-            ["layers", str(before.layers), f"{after.layers}{gone}"],
-            ["feed-forward width", f"{before.width:,}", f"{after.width:,}"],
-            ["zeroed heads", "", zeroed or "none"],
-            ["megabytes", f"{before.megabytes:,.1f}", f"{after.megabytes:,.1f}"],
+            [say("layers"), str(before.layers), f"{after.layers}{gone}"],
+            [say("feed-forward width"), f"{before.width:,}", f"{after.width:,}"],
+            [say("zeroed heads"), "", zeroed or say("none")],
+            [say("megabytes"), f"{before.megabytes:,.1f}", f"{after.megabytes:,.1f}"],
         ]
         if self.lost is not None:
             losses = self.lost.losses
-            rows.append(["loss", f"{losses[0]:.4f}", f"{losses[1]:.4f}"])
-            rows.append(["KL of the answers", "", digits(self.lost.kl)])
-            rows.append(["other best answers", "", f"{self.lost.flips:.1%}"])
+            rows.append([say("loss"), f"{losses[0]:.4f}", f"{losses[1]:.4f}"])
+            rows.append([say("KL of the answers"), "", digits(self.lost.kl)])
+            rows.append([say("other best answers"), "", f"{self.lost.flips:.1%}"])
         return grid(self.title(), ("", "before", "after"), rows, texts=("after",))
 
     def _dropped(self) -> str:

@@ -133,7 +133,12 @@ class PushResult(Result):
 
 
 def _table(at: PushedAt, steps: Sequence[float]) -> RenderableType:
-    title = f"{at.label} (token {at.token}): probability of {at.target} and the likeliest"
+    title = say(
+        "{at} (token {n}): probability of {target} and the likeliest",
+        at=at.label,
+        n=at.token,
+        target=at.target,
+    )
     rows, ends = [], []
     for n, layer in enumerate(layers_of(at.layers)):
         for r, direction in enumerate(at.directions):
@@ -141,10 +146,10 @@ def _table(at: PushedAt, steps: Sequence[float]) -> RenderableType:
                 f"{digits(at.probability[r, n, k])} {at.names[r][n][k][0]}"
                 for k in range(len(steps))
             ]
-            rows.append(["" if r else layer, direction, *cells])
+            rows.append(["" if r else layer, named(direction), *cells])
         control = (at.control.probability[n], at.control.probability_deviation[n])
-        rows.append(["", "random: mean", *map(digits, control[0])])
-        rows.append(["", "random: deviation", *map(digits, control[1])])
+        rows.append(["", say("random: mean"), *map(digits, control[0])])
+        rows.append(["", say("random: deviation"), *map(digits, control[1])])
         ends.append(len(rows) - 1)
     note = (
         "columns: steps in lengths of the vector, 0 is no push; random: over random directions, "
@@ -254,7 +259,7 @@ class PushCorpusResult(Result):
             ):
                 both = zip(kl[n], flips[n], strict=True)
                 cells = (f"{digits(a)} {float(b):.0%}" for a, b in both)
-                rows.append([layer if name == "random" else "", name, *cells])
+                rows.append([layer if name == "random" else "", named(name), *cells])
         note = (
             "columns: steps in lengths of the vector, 0 is no push; in each KL in nats, and how "
             "often the likeliest word changes; singular: the direction in which logits move most"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bertkit.batch import Batch
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain.asked import has_words
 from bertkit.explain.corpus import AHEAD, BATCH_TOKENS, PROBABILITY, masked_batches
 from bertkit.explain.opening import Opened
@@ -71,7 +71,7 @@ def head_of(opened: Opened) -> Head:
     """How the model answers.
 
     Raises:
-        UsageError: it has no head that chooses among words, labels or places.
+        MissingHeadError: it has no head that chooses among words, labels or places.
     """
     model = opened.model
     if has_words(model):
@@ -94,7 +94,7 @@ def head_of(opened: Opened) -> Head:
             return _head("yes or no to each label", _of_texts(model, several=True), False)
         if kind != "regression" and model.config.num_labels > 1:
             return _head("labels of texts", _of_texts(model, several=False), True)
-    raise UsageError(
+    raise MissingHeadError(
         f"{opened.name}: has no head that chooses among words, labels or places of an answer, so "
         "that no change of its predictions can be told"
     )
@@ -166,7 +166,8 @@ def asked_batches(
         batch_tokens: tokens of a batch; a longer text goes by itself.
 
     Raises:
-        DataError: no text has a word in it, or a pair is given to a model of masked words.
+        DataError: no text has a word in it.
+        UsageError: a pair is given to a model of masked words.
     """
     one = texts if isinstance(texts, str) else None
     several: Iterable[Given] = [one] if one is not None else texts
@@ -188,7 +189,7 @@ def asked_batches(
 def _single(text: Given) -> str:
     if isinstance(text, str):
         return text
-    raise DataError("a pair of texts is for a model that was fine-tuned on pairs; give one text")
+    raise UsageError("a pair of texts is for a model that was fine-tuned on pairs; give one text")
 
 
 def _asked(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bertkit.errors import UsageError
+from bertkit.errors import MissingHeadError, UsageError
 from bertkit.explain.asked import Question, has_words, masked_questions, one_token
 from bertkit.explain.opening import Opened
 from bertkit.explain.words import Segmenter
@@ -46,7 +46,7 @@ def readout_of(opened: Opened) -> Readout:
     """The head that the model has; of a CRF what stands before it, with a warning.
 
     Raises:
-        UsageError: it has none that chooses among names at one position.
+        MissingHeadError: it has none that chooses among names at one position.
     """
     if note := note_of(opened):
         _log.warning("%s: %s", opened.name, note)
@@ -61,7 +61,7 @@ def _readout(opened: Opened) -> Readout:
     chooses = isinstance(model, BertForSequenceClassification | BertForTokenClassification)
     several = chooses and model.config.problem_type in (None, "single_label_classification")
     if not several or model.config.num_labels < 2:
-        raise UsageError(
+        raise MissingHeadError(
             f"{opened.name}: has no head that chooses one of several words or labels at one "
             "position, which this verb reads; masked-word, classify and tag models have"
         )
@@ -75,15 +75,15 @@ def number_of(opened: Opened, readout: Readout, name: str) -> int:
     """The number of a word or a label; of a tagger a type of entity stands for its first tag.
 
     Raises:
-        UsageError: the model has no such label.
-        DataError: the word is not one token.
+        UsageError: the model has no such label, or the word is not one token.
     """
     if readout.what == "words":
         return one_token(opened, name)
     for label in (name, f"B-{name}", f"S-{name}"):
         if label in readout.names:
             return readout.names.index(label)
-    raise UsageError(f"{name!r} is no label of the model: {', '.join(readout.names)}")
+    labels = ", ".join(readout.names)
+    raise UsageError(f"{opened.name}: {name!r} is no label of the model: {labels}")
 
 
 def _pooled(model: OneHead) -> Callable[[Tensor], Tensor]:

@@ -131,6 +131,13 @@ def counted(count: int, names: str) -> str:
     return f"{count:,} {head.removesuffix('s') if count == 1 else head}{of}{rest}"
 
 
+def token_of(label: str, token: int, target: str | None = None) -> str:
+    """A position: the user's own characters there, its number, and what is asked of it."""
+    if target is None:
+        return say("{at} (token {n})", at=label, n=token)
+    return say("{at} (token {n}, target {target})", at=label, n=token, target=target)
+
+
 def masked_in(positions: int, texts: int) -> str:
     """How many masked positions of how many texts."""
     where = counted(texts, "texts")

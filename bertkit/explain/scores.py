@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertkit.errors import DataError
-from bertkit.explain.opening import Model, open_model
+from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import bars, brief, coloured_text, grouped_bars
 from bertkit.explain.result import Floats, Result, counted
 from bertkit.explain.tables import digits, grid
-from bertkit.explain.wording import say
+from bertkit.explain.wording import named, say
+from bertkit.explain.words import Segmenter
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.score import Method, ScoredText, Scorer, WordScore
 
@@ -80,8 +81,8 @@ class ScoreResult(Result):
     def table(self) -> RenderableType:
         """A row a word."""
         title = (
-            f"{self.text}\n{self.score:.4f} nats, {counted(self.tokens, 'tokens')}, "
-            f"pseudo-perplexity {brief(self.pseudo_perplexity)}"
+            f"{self.text}\n{self.score:.4f} {say('nats')}, {counted(self.tokens, 'tokens')}, "
+            f"{named('pseudo-perplexity')} {brief(self.pseudo_perplexity)}"
         )
         rows = [
             [word.word, f"{word.score:.4f}", digits(math.exp(word.score))] for word in self.words
@@ -109,11 +110,12 @@ class ScoreResult(Result):
 
 
 class TextScore(NamedTuple):
-    """A text with its score in nats and how many tokens it has."""
+    """A text with its score in nats, how many tokens it has, and the score's mean of a token."""
 
     text: str
     score: float
     tokens: int
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -146,26 +148,25 @@ class ScoreCorpusResult(Result):
 
     def table(self) -> RenderableType:
         """The texts least expected."""
-        title = (
-            f"{self.title()}: pseudo-perplexity {brief(self.pseudo_perplexity)} over "
-            f"{counted(int(self.tokens.sum()), 'tokens')}; least expected:"
+        title = say(
+            "{scores}: pseudo-perplexity {perplexity} over {tokens}; least expected:",
+            scores=self.title(),
+            perplexity=brief(self.pseudo_perplexity),
+            tokens=counted(int(self.tokens.sum()), "tokens"),
         )
-        rows = [
-            [f"{text.score / max(text.tokens, 1):.3f}", f"{text.score:.2f}", text.text]
-            for text in self.least
-        ]
+        rows = [[f"{text.mean:.3f}", f"{text.score:.2f}", text.text] for text in self.least]
         return grid(title, ("a token", "score", "text"), rows, texts=("text",), note=_NOTE)
 
     def sections(self) -> list[Section]:
         """The texts least expected."""
         drawn = bars(
-            "least.*.score",
-            np.array([text.score for text in self.least]),
+            "least.*.mean",
+            np.array([text.mean for text in self.least]),
             [text.text for text in self.least],
         )
         note = say(
-            "Of all {n} texts, the {m} with the lowest mean of a token, worst first; the bars are "
-            "sums in nats. Pseudo-perplexity of all: {perplexity}.",
+            "Of all {n} texts, the {m} whose tokens have the lowest mean log-probability, worst "
+            "first; the bars are these means in nats. Pseudo-perplexity of all: {perplexity}.",
             n=f"{len(self.scores):,}",
             m=len(self.least),
             perplexity=brief(self.pseudo_perplexity),
@@ -173,7 +174,17 @@ class ScoreCorpusResult(Result):
         return [Section(say("The texts least expected"), drawn, note)]
 
 
-def score(model: Model, text: str, *, method: Method = "within-word") -> ScoreResult:
+def _scorer(opened: Opened, method: Method, segmenter: Segmenter | None) -> Scorer:
+    return Scorer(opened.model, opened.tokenizer, method, segmenter=segmenter)
+
+
+def score(
+    model: Model,
+    text: str,
+    *,
+    method: Method = "within-word",
+    segmenter: Segmenter | None = None,
+) -> ScoreResult:
     """The pseudo-log-likelihood of one text, word by word.
 
     Args:
@@ -181,13 +192,14 @@ def score(model: Model, text: str, *, method: Method = "within-word") -> ScoreRe
         text: of any length; beyond what the model reads, each token is seen in a window.
         method: what is hidden with a token: "within-word" the rest of its word too (Kauf and
             Ivanova 2023), "original" nothing else (Salazar et al. 2020).
+        segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
         DataError: there is no token in the text.
         MissingHeadError: the model lacks the head, or the head was never trained.
     """
     opened = open_model(model)
-    found = Scorer(opened.model, opened.tokenizer, method).score([text])[0]
+    found = _scorer(opened, method, segmenter).score([text])[0]
     if not found.ids:
         raise DataError("the text is empty; give at least one word")
     mean = found.score / len(found.ids)
@@ -201,6 +213,7 @@ def score_over(
     texts: Iterable[str],
     *,
     method: Method = "within-word",
+    segmenter: Segmenter | None = None,
     take: Callable[[ScoredText], None] = lambda scored: None,
     report: Callable[[int], None] = lambda done: None,
 ) -> ScoreCorpusResult:
@@ -210,6 +223,7 @@ def score_over(
         model: one with a masked-word head.
         texts: any number; of each only two numbers are kept.
         method: as `score`'s.
+        segmenter: as `score`'s.
         take: is given each text with its words, in order, to be written somewhere.
         report: told how many texts are done.
 
@@ -220,15 +234,16 @@ def score_over(
     scores: list[float] = []
     tokens: list[int] = []
     least: list[tuple[float, int, TextScore]] = []
-    for number, scored in enumerate(Scorer(opened.model, opened.tokenizer, method).stream(texts)):
+    for number, scored in enumerate(_scorer(opened, method, segmenter).stream(texts)):
         take(scored)
-        one = TextScore(scored.text, scored.score, len(scored.ids))
+        total, count = scored.score, len(scored.ids)
+        one = TextScore(scored.text, total, count, total / max(count, 1))
         scores.append(one.score)
         tokens.append(one.tokens)
         report(len(scores))
         # The heap drops the text that was expected best.
         push = heapq.heappush if len(least) < SHOWN else heapq.heappushpop
-        push(least, (-one.score / max(one.tokens, 1), -number, one))
+        push(least, (-one.mean, -number, one))
     if not scores:
         raise DataError("there is no text: every line is blank")
     mean = math.fsum(scores) / max(sum(tokens), 1)
@@ -298,7 +313,8 @@ class PairsResult(Result):
     def table(self) -> RenderableType:
         """A row a kind."""
         rows = [
-            [kind.kind or "all", f"{kind.pairs:,}", f"{kind.accuracy:.1%}"] for kind in self.kinds
+            [kind.kind or say("all"), f"{kind.pairs:,}", f"{kind.accuracy:.1%}"]
+            for kind in self.kinds
         ]
         return grid(self.title(), ("kind", "pairs", "accuracy"), rows)
 
@@ -328,6 +344,7 @@ def pairs(
     rows: Iterable[MinimalPair],
     *,
     method: Method = "within-word",
+    segmenter: Segmenter | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> PairsResult:
     """How often the model prefers the good text of a minimal pair.
@@ -336,13 +353,14 @@ def pairs(
         model: one with a masked-word head.
         rows: of `read_pairs`, or MinimalPairs of one's own.
         method: as `score`'s.
+        segmenter: as `score`'s.
         report: told how many pairs are done.
 
     Raises:
         DataError: there is no pair.
     """
     opened = open_model(model)
-    scorer = Scorer(opened.model, opened.tokenizer, method)
+    scorer = _scorer(opened, method, segmenter)
     margins: list[float] = []
     kinds: dict[str, list[bool]] = {}
     wrong: list[tuple[float, int, PairScore]] = []

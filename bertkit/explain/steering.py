@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bertkit.data.order import uniform
-from bertkit.errors import UsageError
+from bertkit.errors import MissingHeadError, UsageError
 from bertkit.explain.asked import Question, has_words
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.directions import (
@@ -56,7 +56,8 @@ def perturb_vector(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: the model has no head that can be read, or a push makes no sense.
+        MissingHeadError: the model has no head that can be read.
+        UsageError: a push makes no sense.
         DataError: there is no mask and no such word, or the text is too long.
     """
     opened, pushes = open_model(model), pushes or Pushes()
@@ -241,12 +242,15 @@ def perturb_vector_over(
         report: told how many positions are done, and of how many.
 
     Raises:
-        UsageError: the model has no masked-word head, or a push makes no sense.
+        MissingHeadError: the model has no masked-word head.
+        UsageError: a push makes no sense.
         DataError: there is no text.
     """
     opened, pushes = open_model(model), pushes or Pushes()
     if not has_words(opened.model):
-        raise UsageError(f"{opened.name}: has no masked-word head; files are asked masked words")
+        raise MissingHeadError(
+            f"{opened.name}: has no masked-word head; files are asked masked words"
+        )
     if positions < 1:
         raise UsageError(f"positions {positions}: at least 1 is pushed")
     readout, steps = readout_of(opened), pushes.grid()

@@ -128,7 +128,11 @@ class PatchResult(Result):
         from rich.text import Text
 
         line = f"{self.summary()} {say('% of that difference restored:')}"
-        return Group(Text(line), *(_table(one, self.columns) for one in self.sites))
+        return Group(Text(line), *(_table(one, self._rows()) for one in self.sites))
+
+    def _rows(self) -> list[str]:
+        """The user's words; what was done to them, in the language of now."""
+        return [named(name) if name.endswith(" + noise") else name for name in self.columns]
 
     def sections(self) -> list[Section]:
         """Position by layer: what comes back."""
@@ -139,13 +143,13 @@ class PatchResult(Result):
         found = []
         for i, one in enumerate(self.sites):
             site, of = named(one.site), f"sites.{i}"
-            restored = _restored(of, one, self.columns)
+            restored = _restored(of, one, self._rows())
             heading = say("What {site} states bring back", site=site)
             found.append(Section(heading, restored, f"{self.summary()} {note}"))
             drawn = heat(
                 f"{of}.probability",
                 one.probability.T,
-                self.columns,
+                self._rows(),
                 layers_of(one.layers),
                 Look(say("probability")),
                 turned=True,
@@ -170,7 +174,7 @@ def _table(one: SiteMap | RoleMap, names: Sequence[str]) -> RenderableType:
         [name, *(_whole(float(value)) for value in one.restored[:, p])]
         for p, name in enumerate(names)
     ]
-    return grid("", (f"{one.site}, layer", *map(str, one.layers)), rows)
+    return grid("", (say("{site}, layer", site=named(one.site)), *map(str, one.layers)), rows)
 
 
 @dataclass(frozen=True)
@@ -233,10 +237,14 @@ class PatchCorpusResult(Result):
         from rich.text import Text
 
         lines = [
-            f"{self.title()}; % of the difference of logits restored (–: no pair has such words):",
-            *(f"left out: {why}" for why in self.why_skipped[:3]),
+            say(
+                "{pairs}; % of the difference of logits restored (–: no pair has such words):",
+                pairs=self.title(),
+            ),
+            *(say("left out: {why}", why=why) for why in self.why_skipped[:3]),
         ]
-        return Group(*map(Text, lines), *(_table(one, self.roles) for one in self.sites))
+        roles = [named(role) for role in self.roles]
+        return Group(*map(Text, lines), *(_table(one, roles) for one in self.sites))
 
     def sections(self) -> list[Section]:
         """Role by layer."""

@@ -31,7 +31,7 @@ from bertkit.explain.patching import (
 )
 from bertkit.explain.readouts import Readout, readout_of
 from bertkit.explain.traced import ROLES, PatchCorpusResult, PatchResult, RoleMap, SiteMap, share
-from bertkit.explain.words import Segmenter
+from bertkit.explain.words import CONTINUED, Segmenter
 from bertkit.tasks.columns import Columns
 from bertkit.tasks.formats import open_rows
 from bertkit.tasks.records import Place, TextRow
@@ -66,8 +66,9 @@ def patch(
         segmenter: "jieba" for Chinese words of several characters.
 
     Raises:
-        UsageError: the model has no head that can be read, or settings contradict each other.
-        DataError: the texts differ in length or masks, or lack a mask, a word, a target.
+        MissingHeadError: the model has no head that can be read.
+        UsageError: settings contradict each other, or there is no such target.
+        DataError: the texts differ in length or masks, or lack a mask or a word.
     """
     opened, tracing = open_model(model), tracing or Tracing()
     tracing.check()
@@ -125,7 +126,7 @@ def _columns(asked: Compared, tracing: Tracing) -> tuple[list[str], Tensor]:
 
 def _joined(labels: Sequence[str], part: range) -> str:
     first, *more = (labels[i] for i in part)
-    return first + "".join(label.removeprefix("…") for label in more)
+    return first + "".join(label.removeprefix(CONTINUED) for label in more)
 
 
 def _site_map(
@@ -213,7 +214,8 @@ def patch_over(
         report: told how many pairs are done.
 
     Raises:
-        UsageError: the model has no head that can be read, or noise is asked for.
+        MissingHeadError: the model has no head that can be read.
+        UsageError: noise is asked for.
         DataError: a pair is bad, with its line; or there is no good one.
     """
     opened, tracing = open_model(model), tracing or Tracing()

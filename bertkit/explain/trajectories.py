@@ -101,11 +101,12 @@ class TrajectoryResult(Result):
         count = len(one.rows)
         shown = sorted({round(i) for i in np.linspace(0, count - 1, min(count, SHOWN))})
         rows = [
-            [name, *map(digits, one.values[shown, j])] for j, name in enumerate(self.checkpoints)
+            [named(name), *map(digits, one.values[shown, j])]
+            for j, name in enumerate(self.checkpoints)
         ]
-        names = [one.rows[i].removeprefix("layer ") for i in shown]
+        names = [one.rows[i] for i in shown]
         note = f"{SHOWN} of {count:,} columns; --json has all" if count > SHOWN else ""
-        return grid(f"{self.of}: {one.name}", ("checkpoint", *names), rows, note=note)
+        return grid(f"{self.of}: {named(one.name)}", ("checkpoint", *names), rows, note=note)
 
     def sections(self) -> list[Section]:
         """Lines where there are few rows, else a row a layer and a column a checkpoint."""
@@ -113,7 +114,10 @@ class TrajectoryResult(Result):
         note = told.caution_zh if spoken() == "zh" else told.caution
         found = []
         for number, one in enumerate(self.series):
-            of, rows = f"series.{number}.values", [named(row) for row in one.rows]
+            of = f"series.{number}.values"
+            # Rows of these verbs are the user's own words and kinds.
+            own = self.of in ("attribute", "pairs")
+            rows = [row if own and row != "all pairs" else named(row) for row in one.rows]
             steps = [named(name) for name in self.checkpoints]
             if len(rows) <= MOST_LINES:
                 picture = lines(of, one.values, rows, self._places(), steps)
@@ -257,6 +261,11 @@ def _walk(
     all_points = points(run)
     if verb == "compare":
         settings = {**settings, "other": open_model(all_points[-1].model, device)}
+    if len(all_points) == 1:
+        _log.warning(
+            "one checkpoint shows no course; pretrain keeps more with --set checkpoint.keep=9, "
+            "and --also names further runs or models"
+        )
     found: list[Figures] = []
     report(0, len(all_points))
     for point in all_points:

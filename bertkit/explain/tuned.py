@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bertkit.checkpoint.layout import read_tensor_file, write_tensors
-from bertkit.errors import CheckpointError, DataError, UsageError
+from bertkit.errors import CheckpointError, DataError, MissingHeadError, UsageError
 from bertkit.explain.asked import has_words
 from bertkit.explain.corpus import MaskedTexts, masked_batches
 from bertkit.explain.hooks import state_hash, still, trace
@@ -131,12 +131,12 @@ def train_lens(
         report: takes progress, as steps done and in all.
 
     Raises:
-        UsageError: the model has no masked-word head.
+        MissingHeadError: the model has no masked-word head.
         DataError: there are too few texts to hold one out.
     """
     opened = open_model(model)
     if not has_words(opened.model):
-        raise UsageError(f"{opened.name}: has no masked-word head; a tuned lens reads words")
+        raise MissingHeadError(f"{opened.name}: has no masked-word head; a tuned lens reads words")
     config, device = opened.model.config, opened.encoder.device
     layers, size = config.num_hidden_layers, config.hidden_size
     words = opened.encoder.embeddings.word_embeddings.weight

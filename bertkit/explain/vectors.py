@@ -17,7 +17,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.readouts import questions_for
-from bertkit.explain.result import Floats, Result, masked_in
+from bertkit.explain.result import Floats, Result, masked_in, token_of
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.wording import say
 from bertkit.explain.words import Segmenter
@@ -133,7 +133,7 @@ def _table(at: VectorAt) -> RenderableType:
     for i, name in enumerate(layer_names(len(at.norm))):
         words = " ".join(near.word for near in at.nearest[i])
         rows.append([name, *map(digits, (at.norm[i], at.change[i], at.turn[i])), words])
-    title = f"{at.label} (token {at.token})"
+    title = token_of(at.label, at.token)
     return grid(title, columns, rows, texts=columns[-1:], note=_NOTE)
 
 

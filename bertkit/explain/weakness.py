@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bertkit.errors import UsageError
+from bertkit.errors import MissingHeadError, UsageError
 from bertkit.explain.asked import has_words
 from bertkit.explain.corpus import PROBABILITY, MaskedTexts, masked_batches
 from bertkit.explain.hooks import still
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 CAUTION = (
-    "The bars tell where masked words are guessed badly in this file, not why: the groups overlap "
-    "(rare words have more pieces), and the standard errors take the positions as independent."
+    "The figures tell where masked words are guessed badly in this file, not why: the groups "
+    "overlap (rare words have more pieces), and the standard errors take the positions as "
+    "independent."
 )
 CAUTION_ZH = (
-    "条形图说明在这个文件里哪些地方的遮词猜得不好，而不说明原因：各种分组互相重叠"
+    "这些数值说明在这个文件里哪些地方的遮词猜得不好，而不说明原因：各种分组互相重叠"
     "（生僻词的片段更多），标准误把各个位置当作相互独立。"
 )
 
@@ -120,9 +121,11 @@ class WeakResult(Result):
         from rich.console import Group
         from rich.text import Text
 
-        note = "loss in nats; ±: one standard error, left out of one position and of a share 0 or 1"
+        note = say(
+            "loss in nats; ±: one standard error, left out of one position and of a share 0 or 1"
+        )
         if self.other is not None:
-            note += f"; after: {self.other}; change: after less before"
+            note += say("; after: {other}; change: after less before", other=self.other)
         parts = (self.overall, *self.breakdowns)
         return Group(Text(self.title()), *map(_table, parts), Text(note, style="dim"))
 
@@ -169,7 +172,9 @@ def _table(part: Breakdown) -> RenderableType:
     }
     counts = [f"{count:,}" for count in part.count]
     return grid(
-        part.by, ("", "positions", *cells), zip(part.names, counts, *cells.values(), strict=True)
+        named(part.by),
+        ("", "positions", *cells),
+        zip(map(named, part.names), counts, *cells.values(), strict=True),
     )
 
 
@@ -195,8 +200,8 @@ def weak_over(
         report: told how many texts are done.
 
     Raises:
-        UsageError: a model has no masked-word head, the tokenizers differ, or `texts` can be read
-            once only.
+        MissingHeadError: a model has no masked-word head.
+        UsageError: the tokenizers differ, or `texts` can be read once only.
         DataError: there is no text.
     """
     if iter(texts) is texts:
@@ -204,7 +209,9 @@ def weak_over(
     opened = [open_model(one) for one in ((model,) if other is None else (model, other))]
     for one in opened:
         if not has_words(one.model):
-            raise UsageError(f"{one.name}: has no masked-word head; masked words are what is asked")
+            raise MissingHeadError(
+                f"{one.name}: has no masked-word head; masked words are what is asked"
+            )
     if other is not None:
         _check_same_tokenizer(*opened)
     normalizer = opened[0].tokenizer.engine.normalizer

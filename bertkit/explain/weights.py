@@ -8,6 +8,7 @@ diagonal of the empirical Fisher information (Kirkpatrick et al. 2017, arXiv 161
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -120,15 +121,15 @@ class WeightsResult(Result):
             if not several:
                 cells += [digits(self.predicted[i, 0], "+"), digits(self.kl[i, 0])]
                 cells += [f"{self.flips[i, 0]:.1%}"]
-            rows.append([label, digits(self.fisher[i]), *cells])
+            rows.append([_called(label), digits(self.fisher[i]), *cells])
         figures = self.changes if several else ("loss", "predicted", "KL", "flips")
         return grid(self.title(), ("weights", "Fisher", *figures), rows, note=note)
 
     def sections(self) -> list[Section]:
         """Layer by kind for each change; all tensors; Fisher."""
         found = []
-        layers, kinds = layer_names(self.grid.shape[1] + 1)[1:], [named(k) for k in self.kinds]
-        labels, changes = [named(x) for x in self.labels], [named(x) for x in self.changes]
+        layers, kinds = layer_names(self.grid.shape[1] + 1)[1:], [_called(k) for k in self.kinds]
+        labels, changes = [_called(x) for x in self.labels], [named(x) for x in self.changes]
         note = say("KL divergence of the changed answers from the unchanged ones, in nats.")
         for c, change in enumerate(changes if kinds else ()):
             drawn = heat("grid", self.grid[c], layers, kinds, Look(say("nats")), places=(c,))
@@ -143,6 +144,13 @@ class WeightsResult(Result):
         note = say("Mean squared gradient: how sharply the answers depend on a single number.")
         drawn = bars("fisher", self.fisher, labels)
         return [*found, Section(say("Fisher information"), drawn, note)]
+
+
+def _called(label: str) -> str:
+    """A tensor's label: where it belongs, its module, which of the module's tensors it is."""
+    parts = re.fullmatch(r"(L\d+ |emb |mlm )?(.+?)( weight| bias)?", label)
+    assert parts is not None
+    return "".join(named(part) for part in parts.groups(""))
 
 
 def perturb_weights(
@@ -175,7 +183,8 @@ def perturb_weights(
         report: is told how many texts are done.
 
     Raises:
-        UsageError: no such change, no such tensor, or no head that chooses.
+        MissingHeadError: the model has no head that chooses.
+        UsageError: no such change, or no such tensor.
         DataError: there is no text.
     """
     opened, kinds = open_model(model), [Change.read(text) for text in changes]
@@ -192,7 +201,8 @@ def perturb_weights(
             for number, (u, c) in enumerate(jobs, 1):
                 found = changed(opened, head, clean, units[u], kinds[c], seed, slopes[u].sums)
                 sums.found[u, c] += found
-                report(sums.texts - len(asked.counts) * (len(jobs) - number) // len(jobs))
+                left = -(-len(asked.counts) * (len(jobs) - number) // len(jobs))
+                report(sums.texts - left)
     assert sums is not None
     return _result(opened, head, units, [kind.label for kind in kinds], sums)
 

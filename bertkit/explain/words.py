@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from bertkit.batch import Batch
 from bertkit.errors import DataError
 from bertkit.tasks.asking import pack
+from bertkit.tasks.score import word_at
 from bertkit.text.sentences import word_spans
 
 if TYPE_CHECKING:
     from bertkit.text.tokenizer import BertTokenizer
 
 Segmenter = Literal["jieba"]
-# Before the characters of a token that continues a word.
-CONTINUED = "…"
+# Before the characters of a token that continues a word, as in the vocabulary.
+CONTINUED = "##"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,8 @@ def _owners(
         if side is None or span is None:
             owners.append(None)
             continue
-        holding = (n for n, (start, end) in enumerate(cuts[side]) if start <= span[0] < end)
         # A token that no word holds, such as a mask, stands for itself: below all words' numbers.
-        owners.append((side, next(holding, -1 - span[0])))
+        owners.append((side, word_at(cuts[side], span[0])))
     return owners
 
 

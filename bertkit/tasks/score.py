@@ -6,7 +6,8 @@ to what stood there is summed (Salazar et al. 2020, arXiv 1910.14659). Two ways 
     original      the token alone. The other pieces of its word then give it away, so that rare
                   words that fall into many pieces seem likely.
     within-word   also the pieces behind it in its word, as a reader from left to right would have
-                  it (Kauf and Ivanova 2023, arXiv 2305.10588). The default.
+                  it (Kauf and Ivanova 2023, arXiv 2305.10588). The default. A segmenter makes words
+                  of Chinese characters, which otherwise are words by themselves.
 
 All copies of many texts lie end to end in one batch; the last layer answers at the hidden token
 only, and the vocabulary is computed there only.
@@ -15,6 +16,8 @@ only, and the vocabulary is computed there only.
 from __future__ import annotations
 
 import math
+import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -29,8 +32,10 @@ from bertkit.model.bert import readers_at
 from bertkit.model.losses import CHUNK_BYTES, ROW_MULTIPLE
 from bertkit.tasks.asking import answering, check_tokenizer_fits
 from bertkit.tasks.mlm import check_mlm_head
+from bertkit.text.sentences import word_spans
 
 if TYPE_CHECKING:
+    from bertkit.text.encoding import BatchEncoding
     from bertkit.text.tokenizer import BertTokenizer
 
 Method = Literal["within-word", "original"]
@@ -108,6 +113,7 @@ class Scorer:
         tokenizer: the one it was trained with.
         method: what is hidden with a token.
         batch_tokens: tokens of a forward pass.
+        segmenter: "jieba" makes words of Chinese characters; None: each is a word.
 
     Raises:
         UsageError: there is no such method.
@@ -121,13 +127,14 @@ class Scorer:
         tokenizer: BertTokenizer,
         method: Method = "within-word",
         batch_tokens: int = BATCH_TOKENS,
+        segmenter: Literal["jieba"] | None = None,
     ) -> None:
         if method not in METHODS:
             raise UsageError(f"there is no method {method!r}; one of {', '.join(METHODS)}")
         check_mlm_head(model)
         check_tokenizer_fits(model, tokenizer)
         self.model, self.tokenizer, self.method = model, tokenizer, method
-        self.batch_tokens = batch_tokens
+        self.batch_tokens, self.segmenter = batch_tokens, segmenter
         self.room: int = model.config.max_position_embeddings - 2
 
     def score(
@@ -155,7 +162,7 @@ class Scorer:
     def _stretch(self, texts: list[str]) -> list[ScoredText]:
         rows = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[list[int]] = rows["input_ids"]
-        owners = [[-1 if w is None else w for w in rows.word_ids(i)] for i in range(len(texts))]
+        owners = [self._owners(rows, i, text) for i, text in enumerate(texts)]
         # Filled on the CPU in the order of the texts.
         ends = torch.tensor([0, *map(len, ids)]).cumsum(0).tolist()
         found = torch.empty(ends[-1], dtype=torch.float64)
@@ -181,6 +188,13 @@ class Scorer:
             )
             for i, text in enumerate(texts)
         ]
+
+    def _owners(self, rows: BatchEncoding, number: int, text: str) -> list[int]:
+        """The word of each token of one text."""
+        if self.segmenter is None:
+            return [-1 if word is None else word for word in rows.word_ids(number)]
+        words = word_spans(text, self.segmenter)
+        return [word_at(words, start) for start, _ in rows["offset_mapping"][number]]
 
     def _batches(self, sizes: list[int]) -> Iterator[list[_Block]]:
         """All copies of texts of these many tokens, copies of like length together."""
@@ -234,6 +248,12 @@ class Scorer:
         rows[:, 0], rows[:, -1] = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         rows[:, 1:-1] = ids[index].masked_fill(hidden, self.tokenizer.mask_token_id)
         return rows, tokens - begins + 1
+
+
+def word_at(words: Sequence[tuple[int, int]], place: int) -> int:
+    """Which of the (start, end) words holds a character; below 0, one for each place: none does."""
+    number = bisect_right(words, (place, sys.maxsize)) - 1
+    return number if number >= 0 and place < words[number][1] else -1 - place
 
 
 def target_log_probabilities(head: Any, transformed: Tensor, targets: Tensor) -> Tensor:

@@ -145,5 +145,6 @@ def _texts(
                 pair: Any = row
                 yield (pair.question, pair.context) if answers else (pair.text, pair.pair)
 
+    where.speak(where.file or (), (text for text, _ in rows()))
     with common.progress("attribution", "texts") as report:
         yield watched(rows(), lambda done: report(done, 0))

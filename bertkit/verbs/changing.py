@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bertkit.explain.directions import Pushes
     from bertkit.explain.patching import Tracing
     from bertkit.explain.result import Result
+    from bertkit.explain.tracing import TracePair
 
 
 @Parameter(name="*")
@@ -192,10 +193,12 @@ def patch(
                 segmenter=flags.segmenter,
             )
         else:
+            assert where.file is not None
+            where.speak(where.file, (pair.clean for pair in _pairs(where.file, columns)))
             with common.progress("patching", "pairs") as report:
                 result = patch_over(
                     opened,
-                    _pairs(where, columns),
+                    _pairs(where.file, columns),
                     tracing=tracing,
                     skip_bad=columns.skip_bad_rows,
                     report=lambda done: report(done, 0),
@@ -207,11 +210,10 @@ def _texts(text: str, pair: str | None) -> str | tuple[str, str]:
     return text if pair is None else (text, pair)
 
 
-def _pairs(where: Where, columns: PairColumns) -> Iterable[Any]:
+def _pairs(paths: Sequence[str], columns: PairColumns) -> Iterable[TracePair]:
     from bertkit.explain.tracing import read_trace_pairs
 
-    assert where.file is not None
     return chain.from_iterable(
         read_trace_pairs(path, columns.clean, columns.corrupt, columns.target_column or None)
-        for path in where.file
+        for path in paths
     )

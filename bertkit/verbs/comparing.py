@@ -122,11 +122,17 @@ def _rows(verb: str, where: Where) -> Any:
     if verb in ("pairs", "probe") and len(where.file) > 1:
         raise UsageError(f"{verb} reads one file; name one --file")
     if verb == "probe":
-        return where.file[0]
+        from bertkit.explain.labelled_states import LabelledFile
+
+        labelled = LabelledFile(where.file[0], "tag")
+        where.speak(where.file, labelled.texts())
+        return labelled
     if verb == "pairs":
         from bertkit.infer.minimal_pairs import read_pairs
 
-        return list(read_pairs(where.file[0]))
+        rows = list(read_pairs(where.file[0]))
+        where.speak(where.file, (row.good for row in rows))
+        return rows
     texts = where.lines()
     # Standard input can be read only once.
     return list(texts) if "-" in where.file else texts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +47,18 @@ class Results:
         for path in (self.html, self.npz, *more):
             if path is not None:
                 check_free(path, self.overwrite)
+
+    def speak(self, sources: Sequence[str], texts: Iterable[str]) -> None:
+        """Let the page be in the language of the first texts read, unless one was named.
+
+        Args:
+            sources: what is read; standard input, which cannot be read twice, is left alone.
+            texts: of it; a pass of their own.
+        """
+        if self.html and not self.language and "-" not in sources:
+            from bertkit.explain.wording import language_of
+
+            self.language = language_of(islice(texts, 20))
 
     def give(self, common: Common, result: Result) -> None:
         """Print a result and write what was asked for."""
@@ -115,10 +127,7 @@ class Where(Results):
 
         assert self.file is not None
         given = Texts([check_texts(path) for path in self.file], self.field)
-        if self.html and not self.language and "-" not in given.sources:
-            from bertkit.explain.wording import language_of
-
-            self.language = language_of(islice(given, 20))
+        self.speak(given.sources, given)
         return given
 
 

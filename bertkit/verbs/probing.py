@@ -69,6 +69,7 @@ def probe(
     learn, check = (
         LabelledFile(path, kind, reading.columns(), reading.skip_bad_rows) for path in (train, dev)
     )
+    results.speak([train], learn.texts())
     with (
         opened_for(model, common, results.revision) as opened,
         common.progress("probing", "steps") as report,

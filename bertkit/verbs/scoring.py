@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,16 +13,23 @@ from cyclopts import Parameter
 
 from bertkit.errors import UsageError
 from bertkit.verbs.ask import Model, Revision
-from bertkit.verbs.inside import Results, Text, Where, json_lines, opened_for
+from bertkit.verbs.inside import Results, Segmenter, Text, Where, json_lines, opened_for
 from bertkit.verbs.options import Common, Switch
 
 if TYPE_CHECKING:
     from bertkit.explain.result import Result
 
-Method = Literal["within-word", "original"]
-Hiding = Annotated[
-    Method, Parameter(help="within-word hides the rest of a word with a piece; original does not.")
-]
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class Hiding:
+    """What is hidden with a token."""
+
+    method: Annotated[
+        Literal["within-word", "original"],
+        Parameter(help="within-word hides the rest of a word with a piece; original does not."),
+    ] = "within-word"
+    segmenter: Segmenter = None
 
 
 def score_inside(
@@ -29,7 +37,7 @@ def score_inside(
     text: Text = None,
     /,
     *,
-    method: Hiding = "within-word",
+    hiding: Hiding | None = None,
     out: Annotated[
         Path | None, Parameter(help="With --file: a JSON line for each text, with its words.")
     ] = None,
@@ -38,6 +46,7 @@ def score_inside(
 ) -> None:
     """How probable the model finds a text, word by word (pseudo-log-likelihood)."""
     where, common = where or Where(), common or Common()
+    hidden = asdict(hiding or Hiding())
     where.check(text, out)
     if out is not None and text is not None:
         raise UsageError("--out goes with --file; --json gives the words of one text")
@@ -46,10 +55,10 @@ def score_inside(
     result: Result
     with opened_for(model, common, where.revision) as opened:
         if text is not None:
-            result = score(opened, text, method=method)
+            result = score(opened, text, **hidden)
         else:
             with where.texts(common, "scoring") as (texts, report), json_lines(out) as take:
-                result = score_over(opened, texts, method=method, take=take, report=report)
+                result = score_over(opened, texts, **hidden, take=take, report=report)
         where.give(common, result)
 
 
@@ -61,7 +70,7 @@ def pairs(
     good: Annotated[str | None, Parameter(help="The column of the better text.")] = None,
     bad: Annotated[str | None, Parameter(help="The column of the worse text.")] = None,
     kind: Annotated[str | None, Parameter(help="The column to count by.")] = None,
-    method: Hiding = "within-word",
+    hiding: Hiding | None = None,
     results: Results | None = None,
     common: Common | None = None,
 ) -> None:
@@ -76,8 +85,10 @@ def pairs(
         common.progress("scoring", "pairs") as report,
     ):
         total = 0 if file == "-" else sum(1 for _ in read_pairs(file, good, bad, kind))
+        results.speak([file], (row.good for row in read_pairs(file, good, bad, kind)))
         rows = read_pairs(file, good, bad, kind)
-        result = pairs(opened, rows, method=method, report=lambda done: report(done, total))
+        told = asdict(hiding or Hiding())
+        result = pairs(opened, rows, **told, report=lambda done: report(done, total))
     results.give(common, result)
 
 
@@ -92,7 +103,7 @@ def score(
     ],
     /,
     *,
-    method: Hiding = "within-word",
+    hiding: Hiding | None = None,
     field: Annotated[str, Parameter(help="The column of tables that holds the text.")] = "text",
     out: Annotated[
         Path | None, Parameter(help="A JSON line for each text; without it, standard output.")
@@ -113,7 +124,8 @@ def score(
         where.texts(common, "scoring") as (texts, report),
         json_lines(out) if out else _printed() as take,
     ):
-        result = score_over(opened, texts, method=method, take=take, report=report)
+        hidden = asdict(hiding or Hiding())
+        result = score_over(opened, texts, **hidden, take=take, report=report)
     told = {
         "texts": len(result.scores),
         "tokens": int(result.tokens.sum()),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import bertkit
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain.attribution import AttributionResult, attribute
 from bertkit.explain.attribution_totals import Totals, attribute_over
 from bertkit.explain.contributions import AttributionOptions, Method
@@ -414,7 +414,7 @@ def test_totals_forget_the_rarest_words() -> None:
     ],
 )
 def test_what_cannot_be_asked_is_refused(make: Any, texts: Any, asked: Any, said: str) -> None:
-    with pytest.raises((UsageError, DataError), match=said) as raised:
+    with pytest.raises((UsageError, DataError, MissingHeadError), match=said) as raised:
         attribute(make(), *texts, **asked)
     assert "\n" not in str(raised.value)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertkit.errors import CheckpointError, DataError, UsageError
+from bertkit.errors import CheckpointError, DataError, MissingHeadError, UsageError
 from bertkit.explain.hooks import state_hash, still, trace
 from bertkit.explain.lenses import lens, lens_over
 from bertkit.explain.opening import Opened
@@ -220,11 +220,11 @@ def test_the_lens_reads_labels_of_texts_and_of_words() -> None:
 
 def test_models_that_the_lens_cannot_read_are_refused() -> None:
     for kind in ("BertForQuestionAnswering", "BertModel"):
-        with pytest.raises(UsageError, match="which this verb reads"):
+        with pytest.raises(MissingHeadError, match="which this verb reads"):
             lens(opened(kind), "the cat")
-    with pytest.raises(UsageError, match="masked-word head"):
+    with pytest.raises(MissingHeadError, match="masked-word head"):
         lens_over(labelled("BertForSequenceClassification"), TEXTS)
-    with pytest.raises(UsageError, match="masked-word head"):
+    with pytest.raises(MissingHeadError, match="masked-word head"):
         train_lens(labelled("BertForSequenceClassification"), TEXTS)
 
 

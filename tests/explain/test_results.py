@@ -49,8 +49,13 @@ from bertkit.explain.wording import language_of, named, say, speaking
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.records import Place, TextRow
 from tests.explain.models import CHINESE, MASKED, TEXT, TEXTS, labelled, opened
+from tests.tasks import tiny
 
 HOSTILE = 'a </script><script>alert("1")</script> & <b> [x] {y} 猫 "cat" 😀 שלום \u2028 x'
+ENGLISH = (
+    "BERT LN LayerNorm KL CKA RSA CRF logit logits rollout Fisher CLS SEP MASK UNK "
+    "post tiny bertkit json npz JSON lens score mask order"
+)
 PAIRS = [
     MinimalPair(good, bad, kind, Place("f", 1))
     for good, bad, kind in (("the cat ran", "cat the ran", "order"), ("a dog", "dog a", "词序"))
@@ -251,6 +256,16 @@ def test_marks_carry_numbers_that_are_missing() -> None:
     assert re.findall(r'data-value="([^"]*)"', drawn) == ["", "1.0", "", "-2.0"]
 
 
+def test_a_legend_tells_what_lies_beyond_its_ends() -> None:
+    def told(*values: float) -> list[str]:
+        drawn = heat("x", np.array([values]), ["r"], list("abc"), Look("", most=1.0))
+        return re.sub("<[^>]*>", "", drawn[: drawn.index("</p>")]).split()
+
+    assert told(0.5, 1.0, np.nan) == ["0", "1"]
+    assert told(0.5, 1.5, -0.5) == ["-1", "0", "≥", "1"]
+    assert told(0.5, 1.0, -3.0) == ["≤", "-1", "0", "1"]
+
+
 def test_a_page_cannot_be_broken_by_its_data() -> None:
     page = html_page(HOSTILE, HOSTILE, [Section(HOSTILE, "", HOSTILE)], {"x": HOSTILE})
     assert Marks(page).data == {"x": HOSTILE}
@@ -283,6 +298,21 @@ def test_a_page_is_in_the_language_of_the_text_or_the_one_named(tmp_path: Path) 
         assert named("towards the, gradient") == "朝向 the（梯度）"
         assert named("loss by script") == "损失，按文字"
     assert named("layer 1") == "layer 1"
+
+
+def test_chinese_pages_hold_no_english(tmp_path: Path) -> None:
+    """But for the texts, the vocabulary, and names that are the same in both languages."""
+    words = re.compile("[A-Za-z]{2,}")
+    known = set(words.findall(" ".join((*tiny.VOCAB, *TEXTS, HOSTILE, MASKED, ENGLISH))))
+    for name, result in results().items():
+        result.to_html(tmp_path / "page.html", "zh")
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        page = re.sub(r"(?s)<(style|script).*?</\1>", "", page)
+        told = re.findall('(?:title|aria-label)="([^"]*)"', page)
+        seen = [unescape(text) for text in (*told, *re.split("<[^>]*>", page))]
+        names = f"{getattr(result, 'model', '')} {getattr(result, 'folder', '')}"
+        allowed = known.union(words.findall(names))
+        assert [text for text in seen if not allowed.issuperset(words.findall(text))] == [], name
 
 
 def test_every_sentence_of_a_page_has_its_chinese() -> None:
@@ -339,7 +369,16 @@ const look = page => ({
   pictures: [...page.querySelectorAll(".bars, .heat:not(.square), .plot")].map(
     x => x.getBoundingClientRect().width),
   cut: [...page.querySelectorAll(":is(.bars, .heat:not(.square)) :is(th, .num)")].filter(
-    x => x.scrollWidth > x.clientWidth + 1).map(x => x.textContent)});
+    x => x.scrollWidth > x.clientWidth + 1).map(x => x.textContent),
+  broken: [...page.querySelectorAll(".heat:not(.square) bdi")].flatMap(x => broken(page, x)),
+  faded: [...page.querySelectorAll(".wide")].filter(
+    x => x.classList.contains("more") !== (x.scrollWidth > x.clientWidth + 1)).length});
+const broken = (page, head) => [...head.textContent.matchAll(/[a-z]{2,14}/gi)].filter(word => {
+  const range = page.createRange();
+  range.setStart(head.firstChild, word.index);
+  range.setEnd(head.firstChild, word.index + word[0].length);
+  return range.getClientRects().length > 1;
+}).map(word => word[0]);
 for (const [name, source] of Object.entries(pages)) {
   const frame = document.createElement("iframe");
   frame.style = "border:0; width:360px; height:740px";
@@ -388,6 +427,8 @@ def test_pages_in_a_real_browser(tmp_path: Path) -> None:
         assert broad["width"] <= 1200, name
         assert narrow["height"] > 100
         assert narrow["cut"] == broad["cut"] == [], name
+        assert narrow["broken"] == broad["broken"] == [], name
+        assert narrow["faded"] == 0, name
         assert all(width > 900 for width in broad["pictures"] if width), name
         assert len(page["marks"]) == len(Marks(pages[name]).found)
         data = json.loads(results()[name].to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ def test_many_texts_are_single_ones_and_the_least_expected_are_named() -> None:
     assert found.tokens.tolist() == [one.tokens for one in expected]
     means = found.scores / found.tokens
     assert [one.text for one in found.least] == [texts[i] for i in np.argsort(means)[:SHOWN]]
+    drawn = re.findall(r'data-value="([^"]*)"', found.sections()[0].body)
+    np.testing.assert_allclose(np.array(drawn, dtype=float), np.sort(means)[:SHOWN])
     assert found.pseudo_perplexity == pytest.approx(
         math.exp(-found.scores.sum() / found.tokens.sum())
     )

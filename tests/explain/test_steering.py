@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bertkit.batch import Batch
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain import onward as onward_module
 from bertkit.explain import steering
 from bertkit.explain.directions import Pushes, leading, singular_directions
@@ -320,9 +320,9 @@ def test_pushes_that_make_no_sense_are_refused(pushes: Pushes, said: str) -> Non
 def test_models_and_texts_that_cannot_be_pushed_are_refused() -> None:
     with pytest.raises(DataError, match=r"no \[MASK\]"):
         perturb_vector(opened(), "the cat")
-    with pytest.raises(DataError, match="not one token"):
+    with pytest.raises(UsageError, match="not one token"):
         perturb_vector(opened(), MASKED, pushes=Pushes(towards="zoo"))
-    with pytest.raises(UsageError, match="masked-word head"):
+    with pytest.raises(MissingHeadError, match="masked-word head"):
         perturb_vector_over(labelled("BertForSequenceClassification"), TEXTS)
     with pytest.raises(UsageError, match="positions 0"):
         perturb_vector_over(opened(), TEXTS, positions=0)

@@ -32,7 +32,7 @@ from bertkit.explain.weakness import weak_over
 from bertkit.infer.minimal_pairs import MinimalPair
 from bertkit.tasks.records import Place, TextRow
 from bertkit.train.pretrain import pretrain
-from tests.explain.models import opened
+from tests.explain.models import MASKED, labelled, opened
 from tests.train.conftest import small_recipe, topic_words, write_data
 
 TEXTS = [" ".join(topic_words(topic)[:6]) for topic in range(6)]
@@ -208,6 +208,18 @@ def test_damaged_checkpoints_are_passed_over(
         (step / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         points(copy)
+
+
+def test_one_checkpoint_is_said_to_show_no_course(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "bertkit"):
+        found = trajectory(opened(), "lens", MASKED)
+        assert "checkpoint.keep" in caplog.text
+        caplog.clear()
+        trajectory([opened(), opened()], "score", "the cat")
+        assert caplog.text == ""
+    assert "layer 2" in " ".join(found.as_text(200).split())
+    with pytest.raises(UsageError, match=r"^BertForSequenceClassification: 'w' is no label"):
+        trajectory(labelled("BertForSequenceClassification"), "lens", "the cat", target="w")
 
 
 def test_refusals() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.hooks import state_hash
 from bertkit.explain.lenses import lens_over
@@ -209,7 +209,7 @@ def test_bands_have_names_and_edges() -> None:
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    with pytest.raises(UsageError, match="masked-word head"):
+    with pytest.raises(MissingHeadError, match="masked-word head"):
         weak_over(labelled("BertForSequenceClassification"), MIXED)
     with pytest.raises(UsageError, match="read twice"):
         weak_over(opened(), iter(MIXED))

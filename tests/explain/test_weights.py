@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import DataError, MissingHeadError, UsageError
 from bertkit.explain import weights
 from bertkit.explain.effects import answer_clean, run_from
 from bertkit.explain.hooks import state_hash, still
@@ -287,9 +287,9 @@ def test_bad_questions_are_refused() -> None:
             perturb_weights(opened(), FEW, changes=(change,))
     with pytest.raises(UsageError, match="no tensor's name"):
         perturb_weights(opened(), FEW, tensors=("*zzz*",))
-    with pytest.raises(UsageError, match="no head that chooses"):
+    with pytest.raises(MissingHeadError, match="no head that chooses"):
         perturb_weights(opened("BertModel"), FEW)
     with pytest.raises(DataError, match="blank"):
         perturb_weights(labelled("BertForSequenceClassification"), ["", " "])
-    with pytest.raises(DataError, match="fine-tuned on pairs"):
+    with pytest.raises(UsageError, match="fine-tuned on pairs"):
         perturb_weights(opened(), PAIRS)

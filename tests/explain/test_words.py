@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertkit.errors import DataError
+from bertkit.errors import DataError, UsageError
 from bertkit.explain.asked import masked_questions, one_token
 from bertkit.explain.corpus import masked_batches
 from bertkit.explain.opening import open_model
@@ -21,7 +21,7 @@ def test_labels_are_the_users_characters() -> None:
     assert sentence.labels[0] == "[CLS]"
     assert sentence.labels[-1] == "[SEP]"
     assert [word.text for word in sentence.words] == ["The", "ÉCat", ",", "我", "爱", "!"]
-    assert sentence.labels[1:6] == ("The", "É", "…C", "…a", "…t")
+    assert sentence.labels[1:6] == ("The", "É", "##C", "##a", "##t")
 
 
 def test_a_pair_has_words_of_both_texts() -> None:
@@ -39,7 +39,7 @@ def test_a_pair_has_words_of_both_texts() -> None:
 def test_chinese_words_through_jieba() -> None:
     sentence = opened().read("我爱北京天安门 [MASK] a", segmenter="jieba")
     assert [word.text for word in sentence.words] == ["我", "爱", "北京", "天安门", "[MASK]", "a"]
-    assert sentence.labels[3:5] == ("北", "…京")
+    assert sentence.labels[3:5] == ("北", "##京")
 
 
 @given(st.text(alphabet="the cat我爱é!x 3\u0301[MASK]", max_size=20))
@@ -78,11 +78,11 @@ def test_questions_at_masks_and_at_words() -> None:
         (3, "[MASK]", one_token(opened(), "sat"))
     ]
     pieces = masked_questions(opened(), "a zoo", word="zoo")
-    assert [q.label for q in pieces] == ["[z]", "[…o]", "[…o]"]
+    assert [q.label for q in pieces] == ["[z]", "[##o]", "[##o]"]
     assert all(q.sentence.ids[q.token] == tiny.tokenizer().mask_token_id for q in pieces)
     with pytest.raises(DataError, match=r"no \[MASK\]"):
         masked_questions(opened(), "a cat")
-    with pytest.raises(DataError, match="z ##o ##o"):
+    with pytest.raises(UsageError, match="z ##o ##o"):
         masked_questions(opened(), MASKED, target="zoo")
 
 

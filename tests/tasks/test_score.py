@@ -74,6 +74,17 @@ def test_the_methods_differ_where_a_word_has_pieces_and_only_there() -> None:
             assert same == (count == 1 or last)
 
 
+def test_a_segmenter_hides_the_rest_of_a_chinese_word() -> None:
+    (jieba,) = Scorer(scorer().model, tiny.tokenizer(), segmenter="jieba").score([CHINESE])
+    assert [word.word for word in jieba.words] == ["我", "爱", "北京", "天安门", "。"]
+    plain = scorer().score([CHINESE])[0].log_probabilities
+    other = [abs(a - b) > 1e-9 for a, b in zip(jieba.log_probabilities, plain, strict=True)]
+    assert other == [False, False, True, False, True, True, False, False]
+    masked = CHINESE.replace("北京", "北[MASK]")  # what 北 is scored in
+    alone = scorer("original").score([masked])[0].log_probabilities
+    assert jieba.log_probabilities[2] == pytest.approx(alone[2], abs=1e-9)
+
+
 def test_scores_equal_minicons(monkeypatch: pytest.MonkeyPatch) -> None:
     minicons = pytest.importorskip("minicons.scorer", reason="minicons is not installed")
     # minicons calls what transformers 5 has dropped.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bertkit.cli import main
+from tests.tasks import tiny
 from tests.verbs.running import run
 
 
@@ -94,6 +95,29 @@ def test_minimal_pairs_from_a_file(
     assert run(capsys, "explain", "pairs", model, str(path))["pairs"] == 2
 
 
+def test_pages_are_in_the_language_of_the_rows(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    made = {
+        "PAIRS": ("pairs.csv", "good,bad\n我爱北京,爱我京北\n"),
+        "TRACE": ("trace.csv", "clean,corrupt,target\n我爱 [MASK],我住 [MASK],京\n"),
+        "TAGS": ("tags.conll", "我\tO\n爱\tO\n北\tB-LOC\n京\tI-LOC\n\n" * 8),
+    }
+    for name, text in made.values():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    for line in (
+        ("pairs", model, "PAIRS"),
+        ("patch", model, "--file", "TRACE"),
+        ("probe", model, "TAGS", "TAGS", "--steps", "1"),
+        ("trajectory", model, "pairs", "--file", "PAIRS"),
+        ("trajectory", model, "probe", "--file", "TAGS", "--dev", "TAGS"),
+    ):
+        words = [str(tmp_path / made[word][0]) if word in made else word for word in line]
+        run(capsys, "explain", *words, "--html", str(page), "--overwrite")
+        assert 'lang="zh-CN"' in page.read_text(encoding="utf-8"), line
+
+
 def test_tables_are_for_people(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "score", model, "The Café ran", "--device", "cpu"]) == 0
     assert "Café" in capsys.readouterr().out
@@ -108,6 +132,7 @@ def test_tables_are_for_people(model: str, capsys: pytest.CaptureFixture[str]) -
         (["score", "MODEL", "a", "--out", "x.jsonl"], "--out goes with --file"),
         (["score", "MODEL", "a", "--html", "FILE"], "exists"),
         (["lens", "MODEL", "a [MASK]", "--word", "a", "--target", "b"], "its own target"),
+        (["lens", "MODEL", "a [MASK]", "--target", "zoo"], "not one token"),
         (["pairs", "MODEL", "FILE", "--good", "a"], "both columns"),
         (["score", "MODEL", "a", "--html", "none/x.html"], "no folder none"),
         (["tune-lens", "MODEL", "FILE", "--out", "none/x"], "no folder none"),
@@ -133,11 +158,14 @@ def test_wrong_usage_is_one_line_and_status_2(
 def test_bad_input_is_one_line_and_status_1(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    answers = str(tiny.folder("BertForQuestionAnswering"))
+    capsys.readouterr()
     for arguments in (
         ["lens", model, "no mask here"],
         ["lens", model, "the cat", "--word", "dog"],
         ["lens", model, "--file", str(tmp_path / "none.txt")],
         ["lens", model, "a [MASK]", "--tuned", str(tmp_path / "none.safetensors")],
+        ["lens", answers, "the cat"],
         ["attention", model, " "],
     ):
         assert main(["explain", *arguments, "--quiet", "--device", "cpu"]) == 1
@@ -193,6 +221,13 @@ def test_progress_counts_what_is_done(
         assert main(["explain", verb, model, "--file", texts, *more, "--device", "cpu"]) == 0
         assert told == sorted(set(told)), verb
         assert told[-1] == (22, 22), verb
+    monkeypatch.undo()
+    monkeypatch.setattr(Common, "progress", progress)
+    told.clear()
+    weights = ["perturb-weights", model, "--file", texts, "--by", "module", "--change", "zero"]
+    assert main(["explain", *weights, "--device", "cpu"]) == 0
+    assert told == sorted(told)
+    assert told.count((22, 22)) == 1  # each is a finished line
 
 
 def test_a_word_of_several_characters_needs_a_segmenter(
@@ -205,6 +240,8 @@ def test_a_word_of_several_characters_needs_a_segmenter(
     assert "[北]" in capsys.readouterr().out
     found = run(capsys, "explain", "attention", model, "我爱北京", "--segmenter", "jieba")
     assert found["words"] == ["我", "爱", "北京"]
+    found = run(capsys, "explain", "score", model, "我爱北京", "--segmenter", "jieba")
+    assert [word["word"] for word in found["words"]] == ["我", "爱", "北京"]
 
 
 def test_pairs_takes_no_flags_of_texts(capsys: pytest.CaptureFixture[str]) -> None:
