@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from bertkit.errors import DataError, UsageError
-from bertkit.settings import Recipe
+from bertkit.settings import FinetuneRecipe, Recipe
+
+AnyRecipe = Recipe | FinetuneRecipe
+# Settings that may change between the sittings of one run.
+FREE = {"checkpoint", "log"}
 
 
 def check_data(folders: Sequence[Path]) -> None:
@@ -42,7 +48,7 @@ def check_old(recipe: Recipe) -> None:
 
 
 def check_out(out: Path, resume: bool, overwrite: bool) -> None:
-    """Refuse a run folder that is in use, unless it may be continued or replaced.
+    """Refuse a folder that is no run, or a run, unless it may be continued or replaced.
 
     Raises:
         UsageError: what is there is a file, no run, or a run that neither was asked for.
@@ -51,11 +57,31 @@ def check_out(out: Path, resume: bool, overwrite: bool) -> None:
         raise UsageError("--resume continues the run that --overwrite removes: say one of them")
     if file := next((place for place in (out, *out.parents) if place.is_file()), None):
         raise UsageError(f"{file} is a file; name a folder")
-    saved = out / "recipe.toml"
-    # A recipe alone is a run that was refused before it began.
-    if resume or not out.is_dir() or all(path == saved for path in out.iterdir()):
+    # A recipe alone, or what was to become one, is a run that was killed before it began.
+    if not out.is_dir() or all("recipe.toml" in path.name for path in out.iterdir()):
         return
-    if not saved.is_file():
+    if not (out / "recipe.toml").is_file():
         raise UsageError(f"{out} is not empty and holds no run; name another --out")
-    if not overwrite:
+    if not (resume or overwrite):
         raise UsageError(f"{out} holds a run; say --resume to continue it or --overwrite")
+
+
+def check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
+    """Refuse to continue a run with other settings than those in its recipe `where`.
+
+    Raises:
+        UsageError: they differ in more than FREE.
+    """
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(now)
+    changed = [
+        f"{section}.{key} was {old[section][key]}, now {new[section][key]}"
+        for section in old
+        if section not in FREE
+        for key in old[section]
+        if old[section][key] != new[section][key]
+    ]
+    if changed:
+        raise UsageError(
+            f"{where}: this run has other settings: {', '.join(changed)}; "
+            "leave them out to continue as it began, or name another --out"
+        )

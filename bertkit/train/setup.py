@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from bertkit.checkpoint.store import list_steps, newest_step, verify_step
 from bertkit.data.collate import Vocabulary
 from bertkit.data.loader import PretrainLoader
 from bertkit.data.shards import TokenStore
-from bertkit.errors import CheckpointError, UsageError
+from bertkit.errors import BertkitError, CheckpointError, UsageError
 from bertkit.runtime import Runtime, has_compiler
-from bertkit.settings import FinetuneRecipe, ModelSettings, Recipe, dump_recipe, load_recipe
+from bertkit.settings import ModelSettings, Recipe, dump_recipe, load_recipe
 from bertkit.text.scripts import script_of
 from bertkit.text.tokenizer import BertTokenizer
-from bertkit.train.early import check_data, check_old, check_out
+from bertkit.train.early import AnyRecipe, check_data, check_old, check_out, check_settings
 from bertkit.train.optim import default_batch_tokens, default_learning_rate
 from bertkit.train.start import config_of
 from bertkit.train.unigram import word_shares
@@ -36,9 +36,6 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 BUDGETS = ("steps", "tokens", "epochs", "minutes")
-AnyRecipe = Recipe | FinetuneRecipe
-# Settings that may change between the sittings of one run.
-FREE = {"checkpoint", "log"}
 # Of the learning rate of a new model, the share for one that is trained already: it forgot nothing
 # in the one run measured, where the whole rate learned three times as much (docs/en/grow.md).
 CONTINUING_SHARE = 0.2
@@ -165,22 +162,22 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
 
 
 def check_word_starts(recipe: Recipe, source: Source) -> None:
-    """Refuse to mask whole words of Chinese text that was prepared without them.
+    """Refuse to mask words, or spans of them, of Chinese text that was prepared without them.
 
     Nothing else tells where its words start: single characters would be masked, unnoticed.
 
     Raises:
         UsageError: more than CHINESE of a folder's tokens are Han characters, and it has no words.
     """
-    if recipe.data.masking != "word":
+    if recipe.data.masking == "token":
         return
     tokens = source.tokenizer.convert_ids_to_tokens(range(len(source.tokenizer)))
     han = [script_of(token.removeprefix("##")[:1] or "#") == "Han" for token in tokens]
     for store in source.train:
         if not store.with_words and word_shares([store], source.tokenizer)[han].sum() > CHINESE:
             raise UsageError(
-                f"{store.folder.parent} does not know where Chinese words start; prepare it with "
-                "--words jieba, or use --masking token"
+                f"{store.folder.parent} does not know where Chinese words start, for --masking "
+                f"{recipe.data.masking}; prepare it with --words jieba, or use --masking token"
             )
 
 
@@ -203,8 +200,8 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
     """Make the run folder, or check that the one there may be continued.
 
     Raises:
-        UsageError: a run is there and neither resume nor overwrite was asked for, its settings
-            differ from the recipe, or what overwrite would remove is still training.
+        UsageError: see check_out; or the settings of the run there differ from the recipe, or what
+            overwrite would remove is still training.
         CheckpointError: it has checkpoints, none of which verifies.
     """
     if machine.rank == 0:
@@ -217,7 +214,7 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
             with only_one(out, machine):  # never from under a run that is still training
                 shutil.rmtree(out)
         if resume and saved.is_file():
-            _check_settings(load_recipe(saved, {}, type(recipe)), recipe, saved)
+            check_settings(load_recipe(saved, {}, type(recipe)), recipe, saved)
             _check_checkpoints(out / "checkpoints")
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -226,6 +223,23 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
     if machine.world > 1:
         dist.barrier()
+
+
+@contextmanager
+def leaving_nothing_if_refused(out: Path, machine: Runtime) -> Iterator[None]:
+    """Where a start is refused, take back the recipe and the folders that it made."""
+    saved = out / "recipe.toml"
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    ours = machine.rank == 0 and not saved.exists()
+    try:
+        yield
+    except (BertkitError, KeyboardInterrupt):
+        if ours and saved.exists() and list(out.iterdir()) == [saved]:
+            saved.unlink()
+            with suppress(OSError):  # something else has been put there
+                for folder in made:
+                    folder.rmdir()
+        raise
 
 
 def _check_checkpoints(root: Path) -> None:
@@ -257,22 +271,6 @@ def only_one(out: Path, machine: Runtime) -> Iterator[None]:
         raise UsageError(f"{out}: another process is training here") from error
     finally:
         os.close(folder)
-
-
-def _check_settings(before: AnyRecipe, now: AnyRecipe, where: Path) -> None:
-    old, new = msgspec.to_builtins(before), msgspec.to_builtins(now)
-    changed = [
-        f"{section}.{key} was {old[section][key]}, now {new[section][key]}"
-        for section in old
-        if section not in FREE
-        for key in old[section]
-        if old[section][key] != new[section][key]
-    ]
-    if changed:
-        raise UsageError(
-            f"{where}: this run has other settings: {', '.join(changed)}; "
-            "leave them out to continue as it began, or name another --out"
-        )
 
 
 def build_loader(

@@ -12,7 +12,8 @@ import msgspec
 from cyclopts import Parameter
 
 from bertkit.settings import Recipe, Size, load_recipe
-from bertkit.train.early import check_data, check_old, check_out
+from bertkit.train.early import check_data, check_old, check_out, check_settings
+from bertkit.train.stopping import stops_told
 from bertkit.verbs.options import Common
 from bertkit.verbs.recipes import RunOptions, given_settings
 
@@ -110,21 +111,24 @@ def pretrain(
     options, common = options or PretrainOptions(), common or Common()
     recipe = read_recipe(run.file(), overrides(options, common.seed, run.set))
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one rank speaks for all
-    if speaks:
-        check_out(run.out, run.resume, run.overwrite)
     check_data(data)
     check_old(recipe)
-    from bertkit.train.pretrain import pretrain as train
+    if speaks:
+        check_out(run.out, run.resume, run.overwrite)
+        if run.resume and (saved := run.out / "recipe.toml") == run.file():
+            check_settings(load_recipe(saved, {}, Recipe), recipe, saved)
+    with stops_told(run.out, run.resume or run.overwrite):
+        from bertkit.train.pretrain import pretrain as train
 
-    result = train(
-        data,
-        run.out,
-        recipe,
-        resume=run.resume,
-        overwrite=run.overwrite,
-        device=common.device,
-        quiet=common.quiet,
-    )
+        result = train(
+            data,
+            run.out,
+            recipe,
+            resume=run.resume,
+            overwrite=run.overwrite,
+            device=common.device,
+            quiet=common.quiet,
+        )
     if speaks:
         common.show(result.to_dict(), _summary(result))
     if result.interrupted:

@@ -75,10 +75,12 @@ def test_whole_words_of_chinese_need_to_be_known(tmp_path: Path) -> None:
             starts = [np.ones(len(sentence), dtype=np.bool_)] if with_words else None
             for _ in range(100):
                 writer.add([sentence], starts)
-    whole = small_recipe(data__masking="word")
-    with pytest.raises(UsageError, match=r"zh does not know where Chinese words .*--words jieba"):
-        check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh"]))
-    check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh-words"]))
+    for masking in ("word", "span"):
+        whole = small_recipe(data__masking=masking)
+        said = rf"zh does not know where Chinese words .*{masking}; prepare it with --words jieba"
+        with pytest.raises(UsageError, match=said):
+            check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh"]))
+        check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh-words"]))
     check_word_starts(small_recipe(), open_data([tmp_path / "zh"]))
 
 
@@ -152,11 +154,16 @@ def test_a_run_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "run", small_recipe(), True, True, MACHINE)
 
 
-def test_overwriting_never_removes_what_is_no_run(tmp_path: Path) -> None:
+def test_what_is_no_run_is_neither_removed_nor_continued(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years")
-    with pytest.raises(UsageError, match="holds no run"):
-        open_run(tmp_path, small_recipe(train__steps=3), False, True, MACHINE)
-    assert (tmp_path / "thesis.txt").exists()
+    for resume in (True, False):
+        with pytest.raises(UsageError, match="not empty and holds no run"):
+            open_run(tmp_path, small_recipe(train__steps=3), resume, not resume, MACHINE)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    killed = tmp_path / "killed" / ".recipe.toml.123.tmp"  # while its recipe was written
+    killed.parent.mkdir()
+    killed.touch()
+    open_run(killed.parent, small_recipe(train__steps=3), True, False, MACHINE)
 
 
 def test_continuing_with_other_settings_names_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from bertkit.cli import main
 from bertkit.errors import UsageError
-from bertkit.settings import Recipe, load_recipe
+from bertkit.settings import Recipe, dump_recipe, load_recipe
 from bertkit.verbs.pretrain import (
     BUDGETS,
     SHORT,
@@ -134,14 +134,23 @@ for command in json.loads(sys.argv[1]):
 
 def test_what_is_plainly_wrong_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
     data, used, gone = tmp_path / "data", tmp_path / "used", str(tmp_path / "gone")
-    for folder in (data, used):
+    before = tmp_path / "before"
+    for folder in (data, used, before):
         folder.mkdir()
+    (before / "recipe.toml").write_text(dump_recipe(recipe_of(steps=3, size="tiny")))
+    (before / "log.jsonl").touch()
     (data / "manifest.json").touch()
     (used / "thesis.txt").touch()
     right = [str(data), "--out", str(tmp_path / "run")]
     asked = {
         "no such folder of prepared data": [gone, "--out", gone],
-        "used: no prepared data here": [str(used), "--out", gone],
+        "used: no prepared data here": [str(used), "--out", str(before)],
+        "before holds a run; say --resume": [*right[:2], str(before)],
+        "used is not empty and holds no run": [*right[:2], str(used), "--resume"],
+        "train.steps was 3, now 4": [*right[:2], str(before), "--resume", "--steps", "4"],
+        "train.steps was 3, now None, train.tokens was None, now 9": [
+            *(*right[:2], str(before), "--resume", "--tokens", "9", "--set", "log.evals=3")
+        ],
         "used is not empty and holds no run; name another --out": [*right[:2], str(used)],
         "say one of them": [*right, "--resume", "--overwrite"],
         "thesis.txt is a file": [*right[:2], str(used / "thesis.txt")],
