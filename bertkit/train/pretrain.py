@@ -31,6 +31,7 @@ from bertkit.train.setup import (
     PretrainResult,
     build_loader,
     check_word_starts,
+    leaving_nothing_if_refused,
     only_one,
     open_data,
     open_run,
@@ -38,10 +39,18 @@ from bertkit.train.setup import (
     wants_compile,
 )
 from bertkit.train.state import save_state
-from bertkit.train.step import StepResult, evaluate, flops_per_token, forward_backward
+from bertkit.train.step import (
+    StepDropped,
+    StepResult,
+    evaluate,
+    flops_per_token,
+    forward_backward,
+)
 from bertkit.train.stopping import save_due, stop_signals
 from bertkit.train.update import update
 
+# Seconds of a step from which on its size is worth a word.
+SLOW_STEP = 30.0
 # What the share of pairs that are told right is called.
 PAIRS = {"mlm+nsp": "next-sentence accuracy", "mlm+sop": "sentence-order accuracy"}
 
@@ -86,10 +95,11 @@ def pretrain(
             recipe = msgspec.structs.replace(recipe, model=own)
         recipe = resolve(recipe, machine.device, out, resume)
         check_word_starts(recipe, source)
-        open_run(out, recipe, resume, overwrite, machine)
-        stack.enter_context(only_one(out, machine))
         progress = stack.enter_context(Progress(quiet, rank=machine.rank))
-        run = prepare_run(out, recipe, machine, source, resume, progress)
+        with leaving_nothing_if_refused(out, machine):
+            open_run(out, recipe, resume, overwrite, machine)
+            stack.enter_context(only_one(out, machine))
+            run = prepare_run(out, recipe, machine, source, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(stop_signals(run))
         announce(run)
@@ -112,7 +122,11 @@ def _loop(run: Run) -> None:
             if not warm:
                 _warm_up(run, mine)
                 warm = True
-            result = _step(run, mine)
+            try:
+                result = _step(run, mine)
+            except StepDropped:  # resuming repeats it from its start
+                run.stop = True
+                break
             state.cursor = (cursor.epoch, cursor.block, cursor.step)
             state.tokens += result.tokens
             state.progress = run.budget.share(state)
@@ -136,7 +150,7 @@ def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
     begin = time.monotonic()
     rate = run.optimizers.set_learning_rate(learning_rate_at(state.progress, train))
     seeds = (train.seed, state.step)
-    result = forward_backward(run.module, parts, run.machine, seeds, run.asked)
+    result = forward_backward(run.module, parts, run.machine, seeds, lambda: run.asked)
     norm = update(run, result.loss)
     if not state.skipped_in_a_row:
         state.pair_loss_mean += state.share * (result.nsp_loss - state.pair_loss_mean)
@@ -153,7 +167,8 @@ def _step(run: Run, parts: list[PretrainBatch]) -> StepResult:
 def _after_step(run: Run, result: StepResult, max_length: int) -> None:
     """Show, evaluate, save, as due."""
     state, recipe = run.state, run.recipe
-    run.stop = result.stop
+    run.stop = result.stop or (run.asked and run.machine.world == 1)
+    _tell_if_slow(run, result.tokens)
     rate = run.budget.tokens_per_second(state)
     flops = flops_per_token(run.model, max_length, recipe.data.mlm_probability)
     share = rate * flops / (run.peak_flops * run.machine.world)
@@ -168,6 +183,16 @@ def _after_step(run: Run, result: StepResult, max_length: int) -> None:
         _evaluate(run)
     if save_due(run.recipe.checkpoint, run.state.step, run.last_save) and not run.done:
         _save(run)
+
+
+def _tell_if_slow(run: Run, tokens: int) -> None:
+    """After the first step of a sitting: what makes steps shorter, where they take long."""
+    seconds = time.monotonic() - run.budget.stepping
+    if seconds >= SLOW_STEP and run.state.tokens == run.budget.tokens_before + tokens:
+        run.progress.say(
+            f"a step takes {clock(seconds)} on this machine, for it has {tokens:,} tokens; "
+            "for shorter ones begin a new run with a smaller train.batch_tokens (--batch_tokens)"
+        )
 
 
 def _evaluate(run: Run) -> None:

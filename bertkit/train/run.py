@@ -225,6 +225,12 @@ def announce(run: Run) -> None:
         f"{f'{machine.world} ranks of ' if machine.world > 1 else ''}{threads}, "
         f"matrix peak {run.peak_flops / 1e9:,.0f} GFLOP/s"
     )
+    step, part = run.recipe.train.batch_tokens, run.recipe.train.micro_tokens
+    assert step is not None
+    run.progress.say(
+        f"a step: {step:,} tokens (train.batch_tokens)"
+        + (f", {part:,} at a time (train.micro_tokens)" if part and part < step else "")
+    )
     if run.dev:
         run.progress.say(
             f"unigram baseline on the held-out masks: masked-word loss {run.baseline.loss:.3f}, "

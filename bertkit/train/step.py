@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,10 @@ from bertkit.model.losses import LossSums
 from bertkit.runtime import Runtime, seed_step
 
 Model = BertForPreTraining | BertForMaskedLM
+
+
+class StepDropped(Exception):
+    """Asked to stop, the run gave up a step before one of its micro-batches: nothing came of it."""
 
 
 class Pretraining(nn.Module):
@@ -86,7 +90,7 @@ def forward_backward(
     parts: Sequence[PretrainBatch],
     machine: Runtime,
     seeds: tuple[int, int] = (0, 0),
-    stop: bool = False,
+    asked: Callable[[], bool] = bool,
 ) -> StepResult:
     """Leave the gradient of the global batch's mean loss on the parameters.
 
@@ -98,7 +102,10 @@ def forward_backward(
         parts: this rank's micro-batches, on the CPU.
         machine: device, format, ranks.
         seeds: (seed, step), from which dropout's seed derives.
-        stop: whether this rank was asked to stop; told to all.
+        asked: whether this rank was asked to stop; the answer before the step is told to all.
+
+    Raises:
+        StepDropped: with one rank, which needs no other's consent, asked to stop.
     """
     seed, step = seeds
     counts = torch.tensor(
@@ -106,7 +113,7 @@ def forward_backward(
             sum(len(b.mlm_labels) for b in parts),
             sum(int((b.nsp_labels != -100).sum()) for b in parts),
             sum(b.real_tokens for b in parts),
-            int(stop),
+            int(asked()),
         ],
         dtype=torch.float64,
         device=machine.device,
@@ -116,6 +123,8 @@ def forward_backward(
     mlm_count, nsp_count = (max(n, 1.0) / machine.world for n in (masked, pairs))
     totals = torch.zeros(4, dtype=torch.float64, device=machine.device)
     for number, batch in enumerate(parts):
+        if machine.world == 1 and asked():
+            raise StepDropped
         seed_step(seed, step, number * machine.world + machine.rank)
         readers = batch.readers(first=_pools(module)).to(machine.device)
         last = number == len(parts) - 1

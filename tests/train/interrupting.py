@@ -49,7 +49,7 @@ def at_step(module: Any, monkeypatch: pytest.MonkeyPatch, step: int, action: Any
     sound = module.forward_backward
     done: list[int] = []
 
-    def wrapped(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> Any:
+    def wrapped(network: Any, parts: Any, machine: Any, seeds: Any, stop: Any) -> Any:
         if seeds[1] == step and not done:
             done.append(step)
             action()

@@ -313,6 +313,33 @@ def test_losses_of_words_and_of_pairs_are_told_apart(
     assert "cpu, float32, 1 thread, " in err
 
 
+def test_how_large_a_step_is_and_that_it_takes_long(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"log__evals": 0, "train__micro_tokens": 128}
+    pretrain([data], tmp_path / "a", small_recipe(train__steps=2, **settings), device="cpu")
+    err = capsys.readouterr().err
+    assert "a step: 256 tokens (train.batch_tokens), 128 at a time (train.micro_tokens)" in err
+    assert "a step takes" not in err
+    monkeypatch.setattr(module, "SLOW_STEP", 0.0)
+    pretrain([data], tmp_path / "b", small_recipe(train__steps=2, **settings), device="cpu")
+    err = capsys.readouterr().err
+    assert err.count("a step takes ") == 1
+    assert "with a smaller train.batch_tokens (--batch_tokens)" in err
+    assert err.index("a step takes ") < err.index("step 2  loss")
+
+
+def test_a_refused_start_leaves_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bertkit.train.setup.has_compiler", lambda device: False)
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "deep" / "run", tmp_path / "empty"):
+        with pytest.raises(UsageError, match=r"train\.compile=on"):
+            run(data, out, train__steps=2, train__compile="on")
+        assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 def test_without_a_held_out_share(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -447,10 +474,10 @@ def test_signals_save_and_report(
     sound = module.forward_backward
     outer = signal.signal(number, nothing := lambda *_: None)  # nohup would have set one aside
 
-    def interrupting(network: Any, parts: Any, machine: Any, seeds: Any, stop: bool) -> StepResult:
+    def interrupting(network: Any, parts: Any, machine: Any, seeds: Any, asked: Any) -> StepResult:
+        result: StepResult = sound(network, parts, machine, seeds, asked)
         if seeds[1] == 3:
             os.kill(os.getpid(), number)
-        result: StepResult = sound(network, parts, machine, seeds, stop)
         return result
 
     monkeypatch.setattr(module, "forward_backward", interrupting)
@@ -458,10 +485,10 @@ def test_signals_save_and_report(
     assert signal.signal(number, outer) is nothing
     assert result.interrupted
     assert result.model is None
-    assert result.steps == 5  # the signal is told with the next step's counts
+    assert result.steps == 4
     newest = newest_step(tmp_path / "checkpoints")
     assert newest is not None
-    assert newest.name == "step-00000005"
+    assert newest.name == "step-00000004"
     assert not (tmp_path / "model").exists()
 
 

@@ -70,7 +70,7 @@ def test_interrupted_equals_uninterrupted(
     assert run(data, tmp_path / "straight", recipe)
     out = tmp_path / "broken"
     with monkeypatch.context() as patch:
-        at_step(module, patch, 4, terminate)  # told to stop: saves at step 6
+        at_step(module, patch, 4, terminate)  # told to stop: drops the step, saves at step 4
         assert not run(data, out, recipe)
     with monkeypatch.context() as patch:
         at_step(module, patch, 10, kill)  # killed: goes on from step 9
@@ -88,11 +88,11 @@ def test_many_short_sittings(data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     finished = False
     while not finished:
         with monkeypatch.context() as patch:
-            # A signal is told to all ranks with the next step's counts: two steps a sitting.
+            # Two steps a sitting, and none in the first.
             at_step(module, patch, 2 * sittings, terminate)
             finished = run(data, out, recipe, resume=sittings > 0)
             sittings += 1
-    assert sittings == 4
+    assert sittings == 5
     assert end_of(out) == end_of(tmp_path / "straight")
 
 

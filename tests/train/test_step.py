@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,14 @@ from bertkit.runtime import Runtime
 from bertkit.settings import Recipe
 from bertkit.train.setup import open_data, vocabulary_of
 from bertkit.train.start import build_model
-from bertkit.train.step import Pretraining, evaluate, flops_per_token, forward_backward, wrap
+from bertkit.train.step import (
+    Pretraining,
+    StepDropped,
+    evaluate,
+    flops_per_token,
+    forward_backward,
+    wrap,
+)
 from tests.train.conftest import small_recipe
 
 MACHINE = Runtime(torch.device("cpu"), torch.float32, 0, 1, 1)
@@ -180,11 +188,16 @@ def test_evaluation_is_fixed_has_no_dropout_and_leaves_no_trace(data: Path) -> N
     assert plain.loss == pytest.approx(first.loss, rel=1e-6)
 
 
-def test_a_stop_is_told(data: Path) -> None:
+@pytest.mark.parametrize("when", [0, 1, 2])
+def test_asked_to_stop_one_process_begins_no_further_micro_batch(data: Path, when: int) -> None:
     recipe = small_recipe()
     module = model_for(data, recipe)
-    batches = global_batch(data, recipe, 1)
-    assert forward_backward(module, batches, MACHINE, stop=True).stop
+    batches = global_batch(data, recipe, 3)
+    begun: list[Any] = []
+    module.register_forward_hook(lambda *_: begun.append(None))
+    with pytest.raises(StepDropped):
+        forward_backward(module, batches, MACHINE, asked=lambda: len(begun) >= when)
+    assert len(begun) == when
     assert not forward_backward(module, batches, MACHINE).stop
 
 
