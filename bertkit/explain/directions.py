@@ -161,7 +161,8 @@ def leading(
         seed: where the search begins.
     """
     size = len(like)
-    count, width = min(count, size), min(count + 8, size)
+    # Wider blocks take fewer rounds, but more products in all (on a trained mini, twice as many).
+    count, width = min(count, size), min(count + 2, size)
     block = random_directions([seed], width, like).double()
     basis, image = block.new_zeros(0, size), block.new_zeros(0, size)
     while True:
