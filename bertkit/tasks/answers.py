@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bertkit.errors import ConfigError, MissingHeadError, UsageError
+from bertkit.errors import ConfigError, DataError, MissingHeadError, UsageError
 from bertkit.tasks.asking import check_tokenizer_fits, model_name
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.forward import predict
@@ -65,10 +65,11 @@ class TaskAnswers:
         if top_k is not None and top_k < 1:
             raise UsageError(f"top_k is {top_k}; it must be 1 or more")
         one = isinstance(texts, (str, tuple))
-        rows = []
-        for number, text in enumerate([texts] if one else texts):
-            first, second = text if isinstance(text, tuple) else (text, None)
-            rows.append(TextRow(str(number), first, second, None, _place(number)))
+        given = [texts] if one else given_list(texts, "texts", "a text, a pair (a tuple) or a list")
+        rows = [
+            _text_row(text, number, "texts" if one else f"texts[{number}]")
+            for number, text in enumerate(given)
+        ]
         found = self._ask(rows)
         if top_k is not None and self.task.name == "classify":
             found = [labels[:top_k] for labels in found]
@@ -85,8 +86,11 @@ class TaskAnswers:
             `[{"entity_group", "score", "word", "start", "end"}, ...]`; for a list a list of these.
         """
         one = isinstance(texts, str)
-        listed: Sequence[Any] = [texts] if one else texts
-        rows = [_tag_row(text, number) for number, text in enumerate(listed)]
+        listed = [texts] if one else given_list(texts, "texts", "a text or a list of texts")
+        rows = [
+            _tag_row(text, number, "texts" if one else f"texts[{number}]")
+            for number, text in enumerate(listed)
+        ]
         found = self._ask(rows)
         return found[0] if one else found
 
@@ -101,10 +105,11 @@ class TaskAnswers:
             `{"answer", "score", "start", "end", "id", "null_odds", "n_best"}`; for lists a list.
         """
         one = isinstance(question, str) and isinstance(context, str)
-        asked = [question] if isinstance(question, str) else list(question)
-        read = [context] * len(asked) if isinstance(context, str) else list(context)
+        asked, read = given_texts(question, "question", blank=True), given_texts(context, "context")
         if isinstance(question, str):
             asked = asked * len(read)
+        if isinstance(context, str):
+            read = read * len(asked)
         if len(asked) != len(read):
             raise UsageError(f"there are {len(asked)} questions and {len(read)} contexts")
         rows = [
@@ -131,20 +136,25 @@ class TaskAnswers:
             `[{"label", "score", "choice"}, ...]`; for a list a list of these.
         """
         one = isinstance(context, str)
-        contexts: list[Any] = [context] if isinstance(context, str) else list(context)
-        groups: list[Any] = [choices] if one else list(choices)
-        asked = [question] * len(contexts) if isinstance(question, str) else list(question)
+        contexts, asked = (
+            given_texts(value, name, blank=True)
+            for value, name in ((context, "context"), (question, "question"))
+        )
+        groups = [choices] if one else given_list(choices, "choices", "a list for each context")
+        if isinstance(question, str):
+            asked = asked * len(contexts)
         if not len(contexts) == len(groups) == len(asked):
             raise UsageError(
                 f"there are {len(contexts)} contexts, {len(groups)} lists of choices and "
                 f"{len(asked)} questions"
             )
-        rows = [
-            ChoiceRow(str(number), text, before, tuple(group), None, _place(number))
-            for number, (text, before, group) in enumerate(
-                zip(contexts, asked, groups, strict=True)
-            )
-        ]
+        rows = []
+        for number, (text, before, group) in enumerate(zip(contexts, asked, groups, strict=True)):
+            at = "" if one else f"[{number}]"
+            given_text(before + text, f"context{at}")
+            listed = given_list(group, f"choices{at}", "a list of texts")
+            given = tuple(given_texts(listed, f"choices{at}"))
+            rows.append(ChoiceRow(str(number), text, before, given, None, _place(number)))
         found = self._ask(rows)
         return found[0] if one else found
 
@@ -186,12 +196,70 @@ def _place(number: int) -> Place:
     return Place("texts", number + 1)
 
 
-def _tag_row(text: str | Sequence[str], number: int) -> TagRow:
+def given_text(value: Any, where: str, blank: bool = False) -> str:
+    """A text as it was given.
+
+    Args:
+        value: what was given.
+        where: as the caller would write it: texts[3].
+        blank: it may be blank.
+
+    Raises:
+        DataError: it is no text, or blank.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {_shown(value)}; a text (str) is wanted")
+    if not blank and not value.strip():
+        raise DataError(f"{where} is blank: {value!r}")
+    return value
+
+
+def given_texts(value: Any, where: str, blank: bool = False) -> list[str]:
+    """A text or a list of texts, as a list.
+
+    Raises:
+        DataError: it is neither, or one of them is blank.
+    """
+    if isinstance(value, str):
+        return [given_text(value, where, blank)]
+    texts = given_list(value, where, "a text or a list of texts")
+    return [given_text(text, f"{where}[{n}]", blank) for n, text in enumerate(texts)]
+
+
+def given_list(value: Any, where: str, wanted: str) -> list[Any]:
+    """What was given, item by item.
+
+    Raises:
+        DataError: it is no list, nor anything like one.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise DataError(f"{where} is {_shown(value)}; {wanted} is wanted")
+    return list(value)
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _text_row(text: Text, number: int, where: str) -> TextRow:
+    """A text or a pair."""
+    if not isinstance(text, tuple):
+        return TextRow(str(number), given_text(text, where), None, None, _place(number))
+    if len(text) != 2:
+        raise DataError(f"{where} has {len(text)} parts; a pair of texts has two")
+    first, second = (given_text(part, f"{where}[{n}]") for n, part in enumerate(text))
+    return TextRow(str(number), first, second, None, _place(number))
+
+
+def _tag_row(text: str | Sequence[str], number: int, where: str) -> TagRow:
     """A text, or words joined by blanks."""
     if isinstance(text, str):
-        return TagRow(str(number), text, None, None, _place(number))
+        return TagRow(str(number), given_text(text, where), None, None, _place(number))
     spans, start = [], 0
-    for word in text:
+    words = given_texts(given_list(text, where, "a text or a list of words"), where, blank=True)
+    for word in words:
         spans.append((start, start + len(word)))
         start += len(word) + 1
-    return TagRow(str(number), " ".join(text), None, tuple(spans), _place(number))
+    joined = given_text(" ".join(words), where)
+    return TagRow(str(number), joined, None, tuple(spans), _place(number))

@@ -22,7 +22,7 @@ from bertkit.model.heads import (
 )
 from bertkit.model.pretrained import check_no_layer_is_left
 from bertkit.runtime import pick_device
-from bertkit.tasks.answers import TaskAnswers
+from bertkit.tasks.answers import TaskAnswers, given_texts
 from bertkit.tasks.build import saved_task
 from bertkit.tasks.mlm import FillMask
 from bertkit.tasks.nsp import NextSentencePrediction
@@ -86,13 +86,12 @@ class Pipeline:
 
         Raises:
             UsageError: there is no such method.
+            DataError: one of them is no text.
             MissingHeadError: the model has no masked-word head, or it was never trained.
         """
         scorer = Scorer(self.model, self.tokenizer, method)
-        found = [
-            scored.to_dict()
-            for scored in scorer.score([texts] if isinstance(texts, str) else texts)
-        ]
+        given = given_texts(texts, "texts", blank=True)
+        found = [scored.to_dict() for scored in scorer.score(given)]
         return found[0] if isinstance(texts, str) else found
 
     @property

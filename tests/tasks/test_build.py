@@ -13,7 +13,7 @@ import torch
 import bertkit
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.layout import read_tensors, write_tensors
-from bertkit.errors import ConfigError, MissingHeadError, UsageError
+from bertkit.errors import ConfigError, DataError, MissingHeadError, UsageError
 from bertkit.infer.engine import predict_rows
 from bertkit.tasks.build import TASKS, TaskOptions, new_task, saved_task
 from bertkit.tasks.load import load
@@ -26,7 +26,7 @@ KINDS = {
     "qa": "BertForQuestionAnswering",
     "choose": "BertForMultipleChoice",
 }
-TEXTS = ["The cat sat on the mat.", "我爱北京天安门", "who?", ""]
+TEXTS = ["The cat sat on the mat.", "我爱北京天安门", "who?", "a"]
 AT = Place("texts", 1)
 NAMES = {"tag": labels("O", "B-PER", "I-PER"), "classify": labels("a", "b", "c")}
 
@@ -111,6 +111,32 @@ def test_choose_answers_as_prediction_does() -> None:
 
 
 # What is refused.
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "said"),
+    [
+        ("classify", [""], "texts is blank: ''"),
+        ("classify", [None], "texts is None; a text, a pair (a tuple) or a list is wanted"),
+        ("classify", [["a", 5]], "texts[1] is 5; a text (str) is wanted"),
+        ("classify", [["a", ("b", " ")]], "texts[1][1] is blank: ' '"),
+        ("classify", [("a", "b", "c")], "texts has 3 parts; a pair of texts has two"),
+        ("tag", [5], "texts is 5; a text or a list of texts is wanted"),
+        ("tag", [["a", ["b", None]]], "texts[1][1] is None; a text (str) is wanted"),
+        ("tag", [["a", []]], "texts[1] is blank: ''"),
+        ("qa", ["who?", {"a": 1}], "context is {'a': 1}; a text or a list of texts is wanted"),
+        ("qa", ["who?", ["a", b"b"]], "context[1] is b'b'; a text (str) is wanted"),
+        ("choose", ["a", "bc"], "choices is 'bc'; a list of texts is wanted"),
+        ("choose", [["a", "b"], ["x", "y"]], "choices[0] is 'x'; a list of texts is wanted"),
+        ("choose", [["a"], [["b", ""]]], "choices[0][1] is blank: ''"),
+        ("choose", ["", ["a", "b"]], "context is blank: ''"),
+    ],
+)
+def test_what_is_no_text_is_named(task: str, given: list[Any], said: str) -> None:
+    asked = load(path_of(task), "cpu")
+    with pytest.raises(DataError) as caught:
+        getattr(asked, {"qa": "answer"}.get(task, task))(*given)
+    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("task", KINDS)
