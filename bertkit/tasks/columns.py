@@ -98,7 +98,7 @@ def is_header(first: list[str], rest: list[list[str]]) -> bool:
         return True
     rows = [row for row in rest if len(row) == len(first)]
     return len(rows) > 1 and any(
-        name and not _is_number(name) and all(_is_number(row[i]) for row in rows)
+        name and not is_number(name) and all(is_number(row[i]) for row in rows)
         for i, name in enumerate(names)
     )
 
@@ -110,7 +110,8 @@ def _serial(name: str) -> bool:
     )
 
 
-def _is_number(text: Any) -> bool:
+def is_number(text: Any) -> bool:
+    """Whether a value can be read as a finite number."""
     try:
         return math.isfinite(float(text))
     except (TypeError, ValueError):
@@ -155,7 +156,9 @@ def find_roles(table: Table, columns: Columns, numeric: bool) -> Roles:
 
 
 def _unclear(table: Table, what: str) -> DataError:
-    flags = "--text, --pair, --label (numbers from 1 where there is no header)"
+    flags = "--text, --pair, --label"
+    if not table.header:
+        flags += " with numbers from 1, or with names if the first line has them"
     return table.source.error(f"cannot tell {what}: there are {table.columns()}; say {flags}")
 
 
@@ -201,7 +204,7 @@ def _by_content(table: Table, names: list[str], numeric: bool) -> dict[str, str]
         if not numeric and max(map(len, values[short])) <= 40:
             return {"label": short, "text": long}
     if not any(likely):
-        raise _unclear(table, "which column is the label")
+        raise _unclear(table, f"which column is the label{', none has numbers' * numeric}")
     # The convention is label first, so it wins where both ends could be labels.
     label = ends[int(likely[1] > likely[0])]
     rest = [name for name in names if name != label]
@@ -217,7 +220,7 @@ def _like_labels(values: Sequence[str], numeric: bool) -> int:
     """How much a column looks like labels: 2 numbers, 1 few and short names, 0 not."""
     if not values or any(len(value) > 40 or not value.strip() for value in values):
         return 0
-    if all(map(_is_number, values)):
+    if all(map(is_number, values)):
         return 2
     return int(not numeric and len(set(values)) <= max(2, len(values) // 3))
 

@@ -41,6 +41,7 @@ class EntityTable:
 
     Attributes:
         labelled: there is a column of entities or tags.
+        whole: the column of labels of whole texts, if there is one instead.
         layout: "CLUENER", "[start, end, type] lists", "{start, end, label} objects", "tokens".
     """
 
@@ -51,9 +52,13 @@ class EntityTable:
         if self.tokens is not None and not _any_list(sample, self.tokens):
             self.tokens = None
         self.text = self.tokens or _first(table.names, (columns.text,) if columns.text else TEXTS)
+        if self.text is None and columns.text is None and len(table.names) == 1:
+            self.text = table.names[0]
         if self.text is None:
             known = columns.text or "text"
-            raise table.source.error(f"there is no column {known!r}; there are {table.columns()}")
+            hint = "" if table.header else "; texts with labels are for classify, not for tag"
+            what = f"there is no column {known!r}; there are {table.columns()}{hint}"
+            raise table.source.error(what)
         names = [name for name in table.names if name != self.text]
         wanted = (columns.label,) if columns.label else TAGS if self.tokens else SPANS
         self.label = _first(names, wanted)
@@ -61,10 +66,11 @@ class EntityTable:
             what = f"there is no column {columns.label!r}; there are {table.columns()}"
             raise table.source.error(what)
         self.id = _first(names, (columns.id,) if columns.id else ("id", "idx", "guid"))
+        self.whole = None
         if columns.label is None and not any(
             isinstance(record.get(self.label or ""), list | dict | None) for record in sample
         ):
-            self.label = None  # a label of the whole text
+            self.whole, self.label = self.label, None
         self.labelled = self.label is not None
         self.layout = self._layout()
         self.scheme, self.joiner = columns.scheme or "BIO", columns.joiner

@@ -31,6 +31,16 @@ from bertkit.tasks.tables import BLANK, Table, json_form, open_table
 
 __all__ = ["BadRows", "Columns", "Findings", "RowFile", "Summary", "open_rows", "summarize"]
 
+# The columns of what `predict` writes without --with_text.
+PREDICTED = {
+    frozenset(names.split())
+    for names in (
+        "id prediction", "id label prediction", "id labels prediction", "id label score",
+        "id labels scores", "id score", "id entity_group score word start end",
+        "id answer score start end null_odds", "id label score choice",
+    )
+}  # fmt: skip
+
 
 class _Reader(Protocol):
     """One format: what was understood of a file, and its rows."""
@@ -58,6 +68,24 @@ class RowFile:
         self.labelled = reader.labelled and labels
         self.pairs: bool | None = getattr(reader, "pairs", None)
         self.findings = Findings()
+
+    @property
+    def shown(self) -> str:
+        """Its path, for people."""
+        return "standard input" if self.path == "-" else self.path
+
+    def check_labelled(self) -> None:
+        """Refuse a file that says nothing to learn from or to measure by.
+
+        Raises:
+            DataError: it has no labels.
+        """
+        if self.labelled:
+            return
+        what = "there are no labels in it; to have it labelled: bertkit predict"
+        if (whole := getattr(self._reader, "whole", None)) is not None:
+            what = f"there are no entities in it, but texts with a label ({whole}): for classify"
+        raise DataError(what, self.path)
 
     def describe(self) -> list[str]:
         """Lines for people: the format, and what the columns were taken for."""
@@ -160,7 +188,11 @@ def _table(source: Input, columns: Columns) -> Table:
         named = any(name in map(str.strip, first) for name in told if name is not None)
         return named or is_header(first, rest)
 
-    return open_table(source, header)
+    table = open_table(source, header)
+    if frozenset(table.names) in PREDICTED:
+        what = "these are predictions without their texts; give the file that they were made for"
+        raise source.error(f"{what}, or predict again with --with_text")
+    return table
 
 
 def _is_lines(source: Input) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bertkit.errors import DataError
-from bertkit.tasks.columns import Columns, Roles, describe_roles, find_roles
+from bertkit.tasks.columns import Columns, Roles, describe_roles, find_roles, is_number
 from bertkit.tasks.inputs import Input
 from bertkit.tasks.reading import Reading
 from bertkit.tasks.records import TextRow, Where
@@ -40,6 +40,8 @@ class TextTable:
 
     def rows(self, reading: Reading) -> Iterator[TextRow]:
         """The rows; without agreement on the label a row is left out where labels are wanted."""
+        if self.numeric and self.labelled and reading.labels:
+            self._check_numbers()
         for line, record in self.table.read(reading):
             try:
                 row = self._row(record, line, reading)
@@ -49,6 +51,13 @@ class TextTable:
             reading.passed += 1
             if row is not None:
                 yield row
+
+    def _check_numbers(self) -> None:
+        """Refuse labels of which the first ones are all words."""
+        values = [record.get(self.roles.label or "") for record in self.table.sample]
+        if values and not any(map(is_number, values)):
+            what = f"labels must be numbers for regress; the column {self.roles.label} begins with"
+            raise self.table.source.error(f"{what} {_short(values[0])}; are they for classify?")
 
     def _row(self, record: dict[str, Any], line: Where, reading: Reading) -> TextRow | None:
         roles, source = self.roles, self.table.source

@@ -48,9 +48,14 @@ class Table:
     labels: dict[str, list[str]] = field(default_factory=dict)
 
     def columns(self) -> str:
-        """The columns, for messages."""
-        names = ", ".join(map(repr, self.names[:20]))
-        return f"{len(self.names)} columns without names" if not self.header else names
+        """The columns, for messages; where they have no names, the first row."""
+        cells = (
+            self.names
+            if self.header
+            else [str(x)[:20] for x in next(iter(self.sample), {}).values()]
+        )
+        shown = ", ".join(map(repr, cells[:20]))
+        return shown if self.header else f"{len(self.names)} columns without names ({shown})"
 
 
 def numbered(count: int) -> list[str]:

@@ -112,6 +112,11 @@ def test_regression_takes_numbers(tmp_path: Path) -> None:
     bad = file(tmp_path, "b.tsv", "text\tscore\na\t3\nb\tnan\n")
     with pytest.raises(DataError, match=r"b\.tsv:3: no number"):
         read(bad, "regress")
+    words = open_rows(file(tmp_path, "c.tsv", "text\tscore\na\tgood\nb\tbad\n"), "regress")
+    with pytest.raises(
+        DataError, match="must be numbers for regress; the column score begins with 'good'"
+    ):
+        next(words.rows(BadRows()))
 
 
 def test_parquet_and_arrow_with_names_of_classes(tmp_path: Path) -> None:
@@ -200,8 +205,15 @@ def test_what_cannot_be_told_is_an_error_that_names_the_columns(tmp_path: Path) 
     )
     with pytest.raises(DataError, match="cannot tell which column is the text: there are 'wer'"):
         read(path)
-    with pytest.raises(DataError, match="5 columns without names"):
+    said = r"5 columns without names \('a', 'b', 'c', 'd', 'e'\); say --text, --pair, --label"
+    with pytest.raises(DataError, match=said):
         read(file(tmp_path, "b.tsv", "a\tb\tc\td\te\nf\tg\th\ti\tj\n"))
+    rows = "".join(f"{i} is a long text,{i} is another text,and {i} a third\n" for i in range(9))
+    path = file(tmp_path, "c.csv", "foo,bar,baz\n" + rows)
+    said = r"column is the label: there are 3 columns without names \('foo', 'bar', 'baz'\); say"
+    with pytest.raises(DataError, match=said + ".* or with names if the first line has them"):
+        read(path)
+    assert read(path, text="foo", label="baz")[0] == ("0 is a long text", None, "and 0 a third")
 
 
 @pytest.mark.parametrize(
