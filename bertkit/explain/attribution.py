@@ -15,7 +15,7 @@ from bertkit.explain.contributions import AttributionOptions, Contributions, con
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import bars, brief, coloured_text
-from bertkit.explain.result import Floats, Result
+from bertkit.explain.result import Floats, Result, headed
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.wording import named, say
 from bertkit.explain.words import CONTINUED, Segmenter, Sentence
@@ -139,7 +139,7 @@ class AttributionResult(Result):
             rows.append([word.word, "–" if missing else digits(word.value, "+"), bar])
         note = "–: the asked word itself" if len(known) < len(target.words) else ""
         return grid(
-            f"{named(target.name)}: {self._told(target)}", ("word", "value", ""), rows, note=note
+            headed(named(target.name), self._told(target)), ("word", "value", ""), rows, note=note
         )
 
     def _told(self, target: Attribution) -> str:

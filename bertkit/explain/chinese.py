@@ -130,6 +130,7 @@ _NAMES = {
     " bias": "偏置",
     "emb ": "嵌入层",
     "mlm ": "遮词头",
+    "mlm": "遮词头",
     "{word} + noise": "{word}（加噪声）",
     "{said} at {at} (token {n})": "{at}（词元 {n}）处的 {said}",
     "{said} at {at}": "{at} 处的 {said}",
@@ -188,6 +189,7 @@ _NAMES = {
 }
 _PAGE = {
     "Model: {model}": "模型：{model}",
+    "{what}: {which}": "{what}：{which}",
     "The whole text": "全文",
     "The numbers as a table": "数值表",
     "All {n} rows": "全部 {n} 行",

@@ -21,7 +21,7 @@ from bertkit.explain.hooks import still, trace
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import Look, bars, heat
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.result import Floats, Result, counted, headed
 from bertkit.explain.similarity import Pair, Sample, Sums, rsa
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.units import Unit, Units, pooled, same_tokenizer, unit_batches
@@ -174,7 +174,7 @@ class CompareResult(Result):
             for name, heading in _FIGURES.items():
                 layers = others if number else names
                 drawn = bars(f"spreads.{number}.{name}", getattr(spread, name), layers)
-                found.append(Section(f"{spread.model}: {named(heading)}", drawn))
+                found.append(Section(headed(spread.model, named(heading)), drawn))
         return found
 
 

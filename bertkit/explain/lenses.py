@@ -26,7 +26,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import Look, bars, heat, layer_names
 from bertkit.explain.readouts import Readout, note_of, questions_for, readout_of
-from bertkit.explain.result import Floats, Result, masked_in, token_of
+from bertkit.explain.result import Floats, Result, headed, masked_in, token_of
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.tuned import TunedLens
 from bertkit.explain.wording import say
@@ -103,7 +103,7 @@ class LensResult(Result):
     def title(self) -> str:
         """What was asked."""
         kind = say("Tuned lens") if self.tuned else say("Lens")
-        return f"{kind}: {' / '.join(self.texts)}"
+        return headed(kind, " / ".join(self.texts))
 
     def table(self) -> RenderableType:
         """A table a position."""
@@ -278,7 +278,7 @@ class LensCorpusResult(Result):
     def title(self) -> str:
         """What was asked."""
         kind = say("Tuned lens") if self.tuned else say("Lens")
-        return f"{kind}: {masked_in(self.positions, self.texts)}"
+        return headed(kind, masked_in(self.positions, self.texts))
 
     def table(self) -> RenderableType:
         """A row a layer."""

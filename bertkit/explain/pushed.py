@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bertkit.explain.page import MOST_PARTS, Section, rest
 from bertkit.explain.pictures import Look, bars, heat, layer_names, percent
-from bertkit.explain.result import Floats, Result, masked_in
+from bertkit.explain.result import Floats, Result, headed, masked_in
 from bertkit.explain.tables import Grid, digits
 from bertkit.explain.wording import named, say
 
@@ -191,7 +191,7 @@ def _sections(at: PushedAt, where: str, steps: Sequence[float]) -> list[Section]
         )
         of = f"{where}.probability"
         picture = heat(of, at.probability[r], rows, columns, look, places=(r,))
-        found.append(Section(f"{what}: {named(direction)}", picture, note))
+        found.append(Section(headed(what, named(direction)), picture, note))
     look = Look(
         say("probability"),
         lambda n, k: say("{n} % changed", n=percent(float(at.control.flips[n, k]))),
@@ -202,7 +202,7 @@ def _sections(at: PushedAt, where: str, steps: Sequence[float]) -> list[Section]
         "The control: mean over random directions; above, the share of them that change the "
         "likeliest word."
     )
-    found.append(Section(f"{what}: {named('random')}", control, note))
+    found.append(Section(headed(what, named("random")), control, note))
     if at.singular_values.shape[1]:
         drawn = bars(f"{where}.singular_values.*.0", at.singular_values[:, 0], rows)
         note = say(
@@ -284,6 +284,6 @@ class PushCorpusResult(Result):
             ):
                 of = f"{kind}_{figure}"
                 drawn = heat(of, getattr(self, of), rows, columns, look)
-                found.append(Section(f"{what}: {named(name)}", drawn, note))
+                found.append(Section(headed(what, named(name)), drawn, note))
         drawn = bars("singular_value", self.singular_value, rows)
         return [*found, Section(say("Mean of the largest singular value"), drawn)]

@@ -131,6 +131,11 @@ def counted(count: int, names: str) -> str:
     return f"{count:,} {head.removesuffix('s') if count == 1 else head}{of}{rest}"
 
 
+def headed(what: str, which: str) -> str:
+    """What is shown, and of what."""
+    return say("{what}: {which}", what=what, which=which)
+
+
 def token_of(label: str, token: int, target: str | None = None) -> str:
     """A position: the user's own characters there, its number, and what is asked of it."""
     if target is None:

@@ -24,7 +24,7 @@ from bertkit.explain.followed import FOLLOWED, Followed, Named
 from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import Look, heat
-from bertkit.explain.result import Floats, Result, counted
+from bertkit.explain.result import Floats, Result, counted, headed
 from bertkit.explain.tables import digits, grid
 from bertkit.explain.wording import named, say, spoken
 from bertkit.tasks.load import Pipeline
@@ -87,9 +87,9 @@ class TrajectoryResult(Result):
 
     def title(self) -> str:
         """What was asked."""
-        about = "" if self.text is None else f": {self.text}"
         along = counted(len(self.checkpoints), "checkpoints")
-        return say("{verb} along {checkpoints}", verb=self.of, checkpoints=along) + about
+        told = say("{verb} along {checkpoints}", verb=self.of, checkpoints=along)
+        return told if self.text is None else headed(told, self.text)
 
     def table(self) -> RenderableType:
         """A table a figure, a row a checkpoint."""
@@ -106,7 +106,7 @@ class TrajectoryResult(Result):
         ]
         names = [one.rows[i] for i in shown]
         note = f"{SHOWN} of {count:,} columns; --json has all" if count > SHOWN else ""
-        return grid(f"{self.of}: {named(one.name)}", ("checkpoint", *names), rows, note=note)
+        return grid(headed(self.of, named(one.name)), ("checkpoint", *names), rows, note=note)
 
     def sections(self) -> list[Section]:
         """Lines where there are few rows, else a row a layer and a column a checkpoint."""
@@ -123,7 +123,7 @@ class TrajectoryResult(Result):
                 picture = lines(of, one.values, rows, self._places(), steps)
             else:
                 picture = heat(of, one.values, rows, steps, Look(named(one.name)))
-            found.append(Section(f"{self.of}: {named(one.name)}", picture, "" if number else note))
+            found.append(Section(headed(self.of, named(one.name)), picture, "" if number else note))
         return found
 
     def _places(self) -> list[float]:

@@ -23,7 +23,7 @@ from bertkit.explain.opening import Model, Opened, open_model
 from bertkit.explain.page import Section
 from bertkit.explain.pictures import grouped_bars
 from bertkit.explain.position_kinds import BREAKDOWNS, Ints, Sorter
-from bertkit.explain.result import Floats, Result, masked_in
+from bertkit.explain.result import Floats, Result, headed, masked_in
 from bertkit.explain.tables import grid, with_error
 from bertkit.explain.wording import named, say
 from bertkit.model.bert import readers_at
@@ -114,7 +114,7 @@ class WeakResult(Result):
     def title(self) -> str:
         """What was asked."""
         beside = say(" against {other}", other=self.other) if self.other is not None else ""
-        return f"{say('Loss by position')}{beside}: {masked_in(self.positions, self.texts)}"
+        return headed(say("Loss by position") + beside, masked_in(self.positions, self.texts))
 
     def table(self) -> RenderableType:
         """A table a breakdown."""

@@ -36,6 +36,7 @@ from bertkit.explain.pictures import Look, bars, brief, heat, label_of, terse, w
 from bertkit.explain.probe_training import ProbeSettings
 from bertkit.explain.probing import probe
 from bertkit.explain.pruning import prune
+from bertkit.explain.readouts import CRF_NOTE
 from bertkit.explain.result import Result, plain
 from bertkit.explain.scores import pairs, score, score_over
 from bertkit.explain.steering import perturb_vector, perturb_vector_over
@@ -297,6 +298,8 @@ def test_a_page_is_in_the_language_of_the_text_or_the_one_named(tmp_path: Path) 
     with speaking("zh"):
         assert named("towards the, gradient") == "朝向 the（梯度）"
         assert named("loss by script") == "损失，按文字"
+        assert named("x of 北京 rather than y") == "北京 的 x 而不是 y"
+        assert named(CRF_NOTE).startswith("标注模型带 CRF")
     assert named("layer 1") == "layer 1"
 
 
