@@ -36,7 +36,12 @@ from bertkit.train.finetune_told import announce
 from bertkit.train.folds import finetune_all
 from bertkit.train.log import Progress, counted
 from bertkit.train.optim import learning_rate_at
-from bertkit.train.setup import only_one, open_run, wants_compile
+from bertkit.train.setup import (
+    leaving_nothing_if_refused,
+    only_one,
+    open_run,
+    wants_compile,
+)
 from bertkit.train.state import save_state
 from bertkit.train.stopping import save_due, stop_signals
 from bertkit.train.update import update
@@ -100,6 +105,7 @@ def finetune(
 
         if recipe.train.seeds == 1 and not recipe.data.folds:
             return one(out, recipe, None)
+        stack.enter_context(leaving_nothing_if_refused(out, machine))
         open_run(out, recipe, resume, overwrite, machine)
         return finetune_all(out, recipe, one, machine, progress)
 
@@ -114,13 +120,14 @@ def _finetune_one(
 ) -> FinetuneResult:
     """One run into one folder; a run that is finished already is not touched."""
     out, (resume, overwrite) = place.out, going_on
-    open_run(out, recipe, resume, overwrite, machine)
-    if resume and (done := read_result(out)) is not None:
-        progress.say(f"{out}: finished before")
-        return done
     with ExitStack() as stack:
-        stack.enter_context(only_one(out, machine))
-        run = prepare_run(task, place, recipe, machine, resume, progress)
+        with leaving_nothing_if_refused(out, machine):
+            open_run(out, recipe, resume, overwrite, machine)
+            if resume and (done := read_result(out)) is not None:
+                progress.say(f"{out}: finished before")
+                return done
+            stack.enter_context(only_one(out, machine))
+            run = prepare_run(task, place, recipe, machine, resume, progress)
         stack.enter_context(run.log)
         stack.enter_context(stop_signals(run))
         try_metric(run)

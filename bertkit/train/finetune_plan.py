@@ -16,7 +16,7 @@ import msgspec
 from bertkit.checkpoint.config import BertConfig
 from bertkit.checkpoint.files import config_file
 from bertkit.checkpoint.hub import resolve_model
-from bertkit.errors import DataError, UsageError
+from bertkit.errors import UsageError
 from bertkit.settings import FinetuneRecipe, TaskDataSettings, TaskTrainSettings, load_recipe
 from bertkit.tasks.formats import OPENERS, Columns, RowFile, open_rows
 from bertkit.train.early import check_out
@@ -92,8 +92,7 @@ def open_file(
         joiner=data.joiner,
     )
     file = open_rows(path, task, columns)
-    if not file.labelled:
-        raise DataError("there are no labels in it; to have it labelled: predict", path)
+    file.check_labelled()
     return file
 
 

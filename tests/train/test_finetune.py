@@ -510,7 +510,8 @@ def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.tsv"
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=said):
-            run(model, (path, None), tmp_path / f"run-{name}")
+            run(model, (path, None), tmp_path / "refused" / name, recipe=quick(train__seeds=2))
+    assert not (tmp_path / "refused").exists()  # so that the command can be given again, mended
     unseen = tmp_path / "dev.tsv"
     unseen.write_text("label\ttext_a\ngood\tw1\nugly\tw2\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"dev\.tsv:3: the label 'ugly' is none of the model's"):
