@@ -18,7 +18,7 @@ from bertkit import cli
 from bertkit.cli import main, with_underscores
 from bertkit.errors import DataError, UsageError
 from bertkit.verbs import explain
-from bertkit.verbs.options import Common
+from bertkit.verbs.options import Common, _plain_lines
 
 VERBS = ["vocab", "prepare", "pretrain", "fill", "next", "doctor", "demo"]
 VERBS += ["finetune", "evaluate", "predict"]
@@ -221,6 +221,8 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    _plain_lines("reading", "documents", every=0.0)(0, 4)
+    assert capsys.readouterr().err == ""  # there is no rate yet
     with Common().progress("reading", "documents") as report:
         report(1, 4)
         report(4, 4)

@@ -107,7 +107,7 @@ class Breakdown:
         """By kind of group: each group with its rows and the task's main figures."""
         found: dict[str, list[Record]] = {}
         for kind, meters in self.meters.items():
-            figures = {group: meters[group].figures() for group in sorted(meters, key=by_size)}
+            figures = {group: meters[group].defined() for group in sorted(meters, key=by_size)}
             every = set.intersection(*map(set, figures.values()))
             names = [name for name in dict.fromkeys([self.metric, *SHOWN]) if name in every][:3]
             found[kind] = []

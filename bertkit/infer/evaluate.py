@@ -7,14 +7,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertkit.errors import DataError, UsageError
+from bertkit.checkpoint.config import BertConfig
+from bertkit.checkpoint.files import config_file
+from bertkit.checkpoint.hub import resolve_model
+from bertkit.errors import BertkitError, DataError, UsageError
 from bertkit.infer.compare import Comparison, Difference
 from bertkit.infer.engine import stretches
-from bertkit.infer.predict import STRETCH_CHARACTERS, STRETCH_ROWS, answered, check_pairs
-from bertkit.infer.report import Report
+from bertkit.infer.predict import (
+    STRETCH_CHARACTERS,
+    STRETCH_ROWS,
+    Answered,
+    answered,
+    cut_notes,
+    open_file,
+)
+from bertkit.infer.report import CALIBRATION_ERROR, Report
 from bertkit.tasks.answers import TaskAnswers
-from bertkit.tasks.formats import BadRows, Columns, RowFile, Summary, open_rows
+from bertkit.tasks.asking import model_name
+from bertkit.tasks.build import saved_task
+from bertkit.tasks.formats import BadRows, Columns, RowFile, Summary
 from bertkit.tasks.outcomes import (
+    Figures,
     LabelFigures,
     Record,
     Table,
@@ -23,8 +36,8 @@ from bertkit.tasks.outcomes import (
     led_by,
     records_table,
 )
-from bertkit.tasks.records import Row
-from bertkit.tasks.task import Prediction, Task
+from bertkit.tasks.task import Task
+from bertkit.text.tokenizer import BertTokenizer
 
 OVERWRITTEN = ("figures.md", "bad_cases.jsonl")
 AVERAGES = ("micro_", "macro_", "weighted_")
@@ -36,30 +49,39 @@ class Evaluation:
 
     Attributes:
         task: of the model.
+        model: where it is.
+        file: what it was measured on.
         metric: the main figure: the one by which two models are compared, and by which the best
             weights are chosen in fine-tuning.
         rows: how many were measured.
-        figures: by their names in scikit-learn, seqeval and SQuAD, the main one first.
+        cut: how many of them are longer than the model reads, and lost their ends.
+        figures: by their names in scikit-learn, seqeval and SQuAD, the main one first; None: these
+            rows leave it undefined.
         per_label: figures by label, averages last.
         breakdown: by kind of rows, the figures of each group.
         skipped: bad rows left out.
         notes: what else a person should see.
         files: what was written.
-        other: the figures of the second model.
+        compared_with: where the second model is.
+        other: its figures.
         difference: of the two, with its p-value.
         wins: who does better where.
     """
 
     task: str
+    model: str
+    file: str
     metric: str
     rows: int
-    figures: dict[str, float]
+    cut: int
+    figures: Figures
     per_label: list[LabelFigures]
     breakdown: dict[str, list[Record]]
     skipped: BadRows
     notes: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    other: dict[str, float] | None = None
+    compared_with: str | None = None
+    other: Figures | None = None
     difference: Difference | None = None
     wins: list[Record] | None = None
 
@@ -67,17 +89,21 @@ class Evaluation:
         """Plain values for JSON."""
         found = {
             "task": self.task,
+            "model": self.model,
+            "file": self.file,
             "metric": self.metric,
             "rows": self.rows,
+            "cut": self.cut,
             "figures": self.figures,
             "per_label": [asdict(line) for line in self.per_label],
             "breakdown": self.breakdown,
             "skipped": dict(self.skipped.counts),
+            "notes": self.notes,
             "files": [str(path) for path in self.files],
         }
-        if self.difference is not None and self.wins is not None:
-            difference = asdict(self.difference)
-            found |= {"other": self.other, "difference": difference, "wins": self.wins}
+        if self.difference is not None:
+            found |= {"compared_with": self.compared_with, "other": self.other}
+            found |= {"difference": asdict(self.difference), "wins": self.wins}
         return found
 
     def tables(self) -> list[Table]:
@@ -141,29 +167,31 @@ def evaluate_file(
     _check_free(options)
     if other is not None:
         _check_alike(task, other.task)
+    _check_figure(metric := options.metric or task.metric, task)
     file = _open_labelled(path, task, options, say)
     total = 0 if file.path == "-" else _look_through(file, task, options.skip_bad_rows, say)
-    metric = options.metric or task.metric
-    bad, gathered = BadRows(), Report(task.meter, options.out, metric)
-    pair = None if other is None else Pair(answers, other, metric)
+    model, bad = model_name(answers.model), BadRows()
     kept = bad if options.skip_bad_rows else None
-    for row, prediction in (
-        _answers_of(answers, file, kept) if pair is None else pair.read(file, kept)
-    ):
-        gathered.add(row, prediction)
-        if gathered.rows == 1 and metric not in (known := gathered.figures()):
-            raise UsageError(f"there is no figure {metric!r}; choose of {', '.join(known)}")
-        report(gathered.rows, total)
+    gathered = Report(task.meter, options.out, metric, f"{model} on {file.shown}")
+    pair = None if other is None else Pair(answers, other, metric)
+    parts = _answers_of(answers, file, kept) if pair is None else pair.read(file, kept)
+    cut = _gather(parts, gathered, lambda done: report(done, total))
     if not gathered.rows:
         why = f": {'; '.join(bad.lines())}" if bad else ""
         raise DataError(f"no row of it could be measured{why}", path)
+    if metric not in (found := gathered.figures()):
+        raise UsageError(f"these rows have no figure {metric!r}; choose of {', '.join(found)}")
+    notes = cut_notes(task, cut, gathered.rows) + ([] if total else file.findings.lines())
     compared = {} if pair is None else pair.told()
-    notes = gathered.close() + (file.findings.lines() if total == 0 else [])
+    notes = gathered.close(notes, [] if pair is None else pair.markdown(compared))
     return Evaluation(
         task.name,
+        model,
+        str(path),
         metric,
         gathered.rows,
-        gathered.figures(),
+        cut,
+        found,
         gathered.meter.per_label(),
         gathered.breakdown.records(),
         bad,
@@ -176,14 +204,37 @@ def evaluate_file(
 def _open_labelled(
     path: str | Path, task: Task[Any], options: EvaluateOptions, say: Callable[[str], None]
 ) -> RowFile:
-    file = open_rows(path, task.name, options.columns)
-    check_pairs(file, task)
-    say(f"{'standard input' if file.path == '-' else file.path}:")
-    for line in file.describe():
-        say(f"  {line}")
-    if not file.labelled:
-        raise DataError("there are no labels in it; to have it labelled: bertkit predict", path)
+    file = open_file(path, task, options.columns, say, labels=True)
+    file.check_labelled()
     return file
+
+
+def check_metric(metric: str, model: str, revision: str | None = None, **options: Any) -> None:
+    """Refuse a figure that there is not before any weights are read.
+
+    Args:
+        metric: the figure.
+        model: a folder, a run or a hub id; what is wrong with it is told when it is opened.
+        revision: branch, tag or commit of a hub model.
+        options: of TaskOptions, for decoding.
+
+    Raises:
+        UsageError: the model's task has no such figure.
+    """
+    try:
+        folder = resolve_model(model, revision=revision)
+        config = BertConfig.from_json_file(config_file(folder))
+        task = saved_task(config, BertTokenizer.from_pretrained(folder)).with_options(**options)
+    except BertkitError:
+        return
+    _check_figure(metric, task)
+
+
+def _check_figure(metric: str, task: Task[Any]) -> None:
+    meter: Any = task.meter()
+    known = [*meter.names(), *([] if task.name == "regress" else [CALIBRATION_ERROR])]
+    if metric not in known:
+        raise UsageError(f"there is no figure {metric!r}; choose of {', '.join(known)}")
 
 
 def _check_free(options: EvaluateOptions) -> None:
@@ -224,13 +275,23 @@ def _look_through(
     return summary.rows
 
 
-def _answers_of(
-    answers: TaskAnswers, file: RowFile, bad: BadRows | None
-) -> Iterator[tuple[Row, Prediction]]:
-    """Each row with its prediction."""
+def _answers_of(answers: TaskAnswers, file: RowFile, bad: BadRows | None) -> Iterator[Answered]:
+    """The rows with their predictions."""
     rows = answers.task.measurable(file.rows(bad), bad)
     for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
-        yield from zip(*answered(answers, ahead, bad), strict=True)
+        yield answered(answers, ahead, bad)
+
+
+def _gather(parts: Iterator[Answered], gathered: Report, report: Callable[[int], None]) -> int:
+    """Count all rows; returns how many lost their ends."""
+    cut = 0
+    report(0)
+    for part in parts:
+        for row, prediction in zip(part.rows, part.predictions, strict=True):
+            gathered.add(row, prediction)
+        cut += part.cut
+        report(gathered.rows)
+    return cut
 
 
 class Pair:
@@ -250,24 +311,31 @@ class Pair:
     def told(self) -> dict[str, Any]:
         """What Evaluation says of two models."""
         return {
-            "other": led_by(self.metric, self.meter.figures()),
+            "compared_with": model_name(self.second.model),
+            "other": led_by(self.metric, self.meter.defined()),
             "difference": self.comparison.difference(self.metric),
             "wins": self.comparison.records(),
         }
 
-    def read(self, file: RowFile, bad: BadRows | None) -> Iterator[tuple[Row, Prediction]]:
-        """Each row that both can take, counted, with the first model's prediction.
+    def markdown(self, told: dict[str, Any]) -> list[str]:
+        """The same for figures.md."""
+        names = f"first: {model_name(self.first.model)}; second: {told['compared_with']}"
+        return [names, records_table(told["wins"]).markdown(), told["difference"].sentence()]
+
+    def read(self, file: RowFile, bad: BadRows | None) -> Iterator[Answered]:
+        """The rows that both can take, counted, with the first model's predictions.
 
         Raises:
             UsageError: there is no such figure, or it cannot be compared; at the first row.
         """
         rows = self.first.task.measurable(file.rows(bad), bad)
         for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
-            good, predictions = answered(self.first, ahead, bad)
-            of_first = dict(zip(map(id, good), predictions, strict=True))
-            for row, prediction in zip(*answered(self.second, good, bad), strict=True):
+            first = answered(self.first, ahead, bad)
+            of_first = dict(zip(map(id, first.rows), first.predictions, strict=True))
+            second = answered(self.second, first.rows, bad)
+            for row, prediction in zip(second.rows, second.predictions, strict=True):
                 self.comparison.add(row, of_first[id(row)], prediction)
                 self.meter.add(row, prediction)
                 if self.comparison.kinds.total() == 1:
                     self.comparison.difference(self.metric, resamples=1)
-                yield row, of_first[id(row)]
+            yield Answered(second.rows, [of_first[id(row)] for row in second.rows], first.cut)

@@ -39,6 +39,7 @@ class Done(msgspec.Struct):
         rows: how many rows of the input are dealt with.
         size: bytes of FILE.partial that they take.
         dropped: (where, why) of rows that the model could not take.
+        cut: how many rows lost their ends.
         finished: all rows are dealt with.
     """
 
@@ -46,6 +47,7 @@ class Done(msgspec.Struct):
     rows: int = 0
     size: int = 0
     dropped: list[tuple[Where, str]] = msgspec.field(default_factory=list)
+    cut: int = 0
     finished: bool = False
 
 

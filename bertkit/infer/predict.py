@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,8 +28,9 @@ from bertkit.tasks.build import TASKS
 from bertkit.tasks.formats import BadRows, Columns, Findings, RowFile, open_rows
 from bertkit.tasks.forward import predict
 from bertkit.tasks.load import load
+from bertkit.tasks.qa import Answer
 from bertkit.tasks.records import Place, Row
-from bertkit.tasks.task import Prediction, Task
+from bertkit.tasks.task import Feature, Prediction, Task
 
 # What is run, written and counted as done at once. Rows lie end to end, so that little is gained by
 # more of them, while a kill loses up to so many.
@@ -70,6 +71,8 @@ class Predicted:
         files: where they are; empty: on standard output.
         skipped: bad rows left out.
         findings: what else was found in the file: blank lines.
+        cut: how many rows are longer than the model reads, in earlier runs too.
+        notes: what a person should see of that.
     """
 
     rows: int
@@ -77,6 +80,8 @@ class Predicted:
     files: tuple[Path, ...] = ()
     skipped: BadRows = field(default_factory=BadRows)
     findings: Findings = field(default_factory=Findings)
+    cut: int = 0
+    notes: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -86,6 +91,7 @@ class Predicted:
             "files": [str(path) for path in self.files],
             "skipped": dict(self.skipped.counts),
             "findings": dict(self.findings.counts),
+            "cut": self.cut,
         }
 
 
@@ -135,37 +141,88 @@ def _check_used(task: Task[Any], given: Collection[str]) -> None:
         raise UsageError("--null_threshold needs --no_answer: the model answers every question")
 
 
-def check_pairs(file: RowFile, task: Task[Any]) -> None:
-    """Refuse single texts for a model of pairs, and pairs for one of single texts.
+def open_file(
+    path: str | Path, task: Task[Any], columns: Columns, say: Say, *, labels: bool
+) -> RowFile:
+    """Open a file for a model, and say what it was taken for.
 
     Raises:
-        DataError: the file has the others.
+        DataError: the file is bad, or holds single texts for a model of pairs, or the reverse.
     """
+    file = open_rows(path, task.name, columns, labels=labels)
+    _check_pairs(file, task)
+    say(f"{file.shown}:")
+    for line in file.describe():
+        say(f"  {line}")
+    return file
+
+
+def _check_pairs(file: RowFile, task: Task[Any]) -> None:
     wanted = task.options.pairs
     if wanted is None or file.pairs in (None, wanted):
         return
+    learnt, these, todo = "single texts", "pairs", "name the text with --text"
     if wanted:
-        what = "the model learnt from pairs, these are single texts; name the second with --pair"
-    else:
-        what = "the model learnt from single texts, these are pairs; name the text with --text"
-    raise DataError(what, file.path)
+        learnt, these, todo = these, learnt, "name the second with --pair"
+    taken = file.describe()[-1]
+    raise DataError(
+        f"the model learnt from {learnt}, these are {these} ({taken}); {todo}", file.path
+    )
 
 
-def answered(
-    answers: TaskAnswers, rows: list[Any], bad: BadRows | None
-) -> tuple[list[Any], list[Prediction]]:
-    """Rows that are run at once, and their predictions; without those that cannot be tokenized.
+class Answered(NamedTuple):
+    """Rows that were run at once.
+
+    Attributes:
+        rows: without those that cannot be tokenized.
+        predictions: for each of them.
+        cut: how many of them are longer than the model reads, and lost their ends.
+    """
+
+    rows: list[Any]
+    predictions: list[Prediction]
+    cut: int
+
+
+class _Counting:
+    """A task that counts the rows whose ends it cuts off."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        self._task, self.cut = task, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def features_of(self, rows: Sequence[Any], labelled: bool = True) -> list[list[Feature]]:
+        features = self._task.features_of(rows, labelled)
+        self.cut += sum(any(feature.cut for feature in row) for row in features)
+        return features
+
+
+def answered(answers: TaskAnswers, rows: list[Any], bad: BadRows | None) -> Answered:
+    """Run rows at once.
 
     Raises:
-        DataError: there is such a row, and bad rows are not to be skipped.
+        DataError: one cannot be tokenized, and bad rows are not to be skipped.
     """
+    task: Any = _Counting(answers.task)
     try:
-        return rows, predict(answers.task, answers.model, rows)
+        predictions = predict(task, answers.model, rows)
     except DataError:
         if bad is None:
             raise
-    good = [row for row in rows if _usable(answers.task, row, bad)]
-    return good, predict(answers.task, answers.model, good)
+        rows = [row for row in rows if _usable(answers.task, row, bad)]
+        predictions = predict(task, answers.model, rows)
+    return Answered(rows, predictions, task.cut)
+
+
+def cut_notes(task: Task[Any], cut: int, rows: int) -> list[str]:
+    """A line where rows lost their ends; what is read in windows loses nothing."""
+    most = f"{task.max_length} tokens"
+    if isinstance(task, Answer):
+        most = f"{task.query} tokens of a question"
+    said = f"{cut:,} of {rows:,} rows are longer than the {most} that the model reads"
+    return [f"{said}: cut off at the end"] if cut else []
 
 
 def _usable(task: Task[Any], row: Row, bad: BadRows) -> bool:
@@ -218,13 +275,11 @@ def predict_file(
     files = squad_files(Path(out)) if format == "squad" else (Path(out),)
     made_from = _made_from(answers, str(path), options)
     if (done := take_result(files[0], made_from)) is not None:
-        return Predicted(done.rows - len(done.dropped), done.rows, files)
+        rows = done.rows - len(done.dropped)
+        notes = cut_notes(task, done.cut, rows)
+        return Predicted(rows, done.rows, files, cut=done.cut, notes=notes)
     _check_free(files, options.overwrite)
-    file = open_rows(path, task.name, options.columns, labels=False)
-    check_pairs(file, task)
-    say(f"{'standard input' if file.path == '-' else file.path}:")
-    for line in file.describe():
-        say(f"  {line}")
+    file = open_file(path, task, options.columns, say, labels=False)
     total = 0 if file.path == "-" else count_rows(file, options.skip_bad_rows)
     bad = BadRows() if options.skip_bad_rows else None
     with open_partial(files[0], made_from, options.overwrite) as partial:
@@ -239,8 +294,9 @@ def predict_file(
             partial.remove()
         else:
             partial.become()
-    rows = partial.done.rows - len(partial.done.dropped)
-    return Predicted(rows, before, files, bad if bad is not None else BadRows(), file.findings)
+    rows, cut = partial.done.rows - len(partial.done.dropped), partial.done.cut
+    skipped, notes = bad if bad is not None else BadRows(), cut_notes(task, cut, rows)
+    return Predicted(rows, before, files, skipped, file.findings, cut, notes)
 
 
 def _check_free(files: tuple[Path, ...], overwrite: bool) -> None:
@@ -284,9 +340,10 @@ def _write(
     rows = islice(until_bad(file.rows(bad), errors), done.rows, None)
     for ahead in stretches(rows, STRETCH_ROWS, STRETCH_CHARACTERS):
         dropped = None if bad is None else BadRows()
-        good, predictions = answered(answers, ahead, dropped)
+        good, predictions, cut = answered(answers, ahead, dropped)
         text = "" if done.rows else writer.header(ahead[0])
         text += "".join(map(writer.write, good, predictions))
+        done.cut += cut
         partial.commit(text, len(ahead), [(place.line, what) for place, what in dropped or ()])
         report(done.rows)
     if bad is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from bertkit.infer.calibration import Calibration
 from bertkit.infer.figures import draw_calibration, draw_confusion
 from bertkit.infer.wrong import WrongCases
 from bertkit.tasks.metrics import ClassifyMeter
-from bertkit.tasks.outcomes import ScoredMeter, figures_table, led_by, records_table
+from bertkit.tasks.outcomes import Figures, ScoredMeter, figures_table, led_by, records_table
 from bertkit.tasks.records import Row
 from bertkit.tasks.span_metrics import TagMeter
+
+CALIBRATION_ERROR = "expected_calibration_error"
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Report:
         folder: where `close` writes figures.md, confusion.png, calibration.png,
             bad_cases.jsonl; None: nothing is written.
         metric: the task's main figure, which leads all tables; "": as the meter has them.
+        title: which model, and on what.
         most_wrong: how many wrong cases are kept.
         meter: the figures of all rows.
         breakdown: by kinds of rows.
@@ -40,6 +43,7 @@ class Report:
     new_meter: Callable[[], Any]
     folder: Path | None
     metric: str = ""
+    title: str = ""
     most_wrong: int = 10_000
     meter: ScoredMeter[Any] = field(init=False)
     breakdown: Breakdown = field(init=False)
@@ -67,16 +71,17 @@ class Report:
             self._wrong.add(row, outcome)
         self.rows += 1
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> Figures:
         """The task's figures, the main one first; the calibration error where there is one."""
-        figures = led_by(self.metric, self.meter.figures())
+        figures = led_by(self.metric, self.meter.defined())
         if self.calibration.counts.any():
-            figures["expected_calibration_error"] = self.calibration.error()
+            figures[CALIBRATION_ERROR] = self.calibration.error()
         return figures
 
     def markdown(self) -> str:
         """Every table."""
-        parts = [f"{self.rows:,} rows", figures_table(self.figures()).markdown()]
+        about = f"{self.title}, " if self.title else ""
+        parts = [f"{about}{self.rows:,} rows", figures_table(self.figures()).markdown()]
         if self.meter.per_label():
             parts.append(self.meter.table().markdown())
         parts += [records_table(x).markdown() for x in self.breakdown.records().values()]
@@ -84,14 +89,23 @@ class Report:
             parts.append(figures_table(dict(sorted(self.meter.errors.items()))).markdown())
         if self.calibration.counts.any():
             parts.append(self.calibration.table().markdown())
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join(parts)
 
-    def close(self) -> list[str]:
-        """Write the folder; returns lines that a person should see."""
-        notes: list[str] = []
+    def close(self, notes: Sequence[str] = (), more: Sequence[str] = ()) -> list[str]:
+        """Write the folder.
+
+        Args:
+            notes: lines that a person should see.
+            more: what figures.md says behind the tables.
+
+        Returns:
+            The notes, and more of them.
+        """
+        notes = [*notes]
+        if isinstance(self.meter, TagMeter) and self.meter.says_nothing:
+            notes.append("no entity was predicted")
         if self.folder is None or self._wrong is None:
             return notes
-        write_atomically(self.folder / "figures.md", self.markdown().encode())
         if isinstance(self.meter, ClassifyMeter):
             matrix, labels = self.meter.confusion, self.meter.labels
             notes += draw_confusion(matrix, labels, self.folder / "confusion.png")
@@ -105,4 +119,6 @@ class Report:
             notes.append(
                 f"{self._wrong.seen:,} rows are wrong; bad_cases.jsonl has the {kept:,} surest"
             )
+        text = "\n\n".join([self.markdown(), *more, *notes]) + "\n"
+        write_atomically(self.folder / "figures.md", text.encode())
         return notes

@@ -18,12 +18,14 @@ from bertkit.infer.predict import (
     STRETCH_ROWS,
     Predicted,
     PredictOptions,
+    Say,
     answered,
-    check_pairs,
+    cut_notes,
+    open_file,
     until_bad,
 )
 from bertkit.tasks.answers import TaskAnswers
-from bertkit.tasks.formats import BadRows, open_rows
+from bertkit.tasks.formats import BadRows
 
 
 def predict_stream(
@@ -31,6 +33,8 @@ def predict_stream(
     path: str | Path,
     write: Callable[[str], None],
     options: PredictOptions | None = None,
+    *,
+    say: Say = lambda line: None,
 ) -> Predicted:
     """Pass predictions on in the order of the rows.
 
@@ -42,6 +46,7 @@ def predict_stream(
         path: the file, or "-".
         write: takes text, and has it on its way when it returns.
         options: how.
+        say: takes remarks.
 
     Raises:
         UsageError: the format does not fit.
@@ -52,8 +57,7 @@ def predict_stream(
     stream = _Stream(answers, Writer(answers.task, format, options.texts), write, options)
     errors: list[DataError] = []
     with told_before_waiting(stream.answer if path == "-" else lambda: None) as raised:
-        file = open_rows(path, answers.task.name, options.columns, labels=False)
-        check_pairs(file, answers.task)
+        file = open_file(path, answers.task, options.columns, say, labels=False)
         rows = until_bad(file.rows(stream.bad), errors)
         if path == "-":
             for row in rows:
@@ -68,7 +72,8 @@ def predict_stream(
     for error in errors:
         raise error
     bad = stream.bad if stream.bad is not None else BadRows()
-    return Predicted(stream.rows, skipped=bad, findings=file.findings)
+    notes = cut_notes(answers.task, stream.cut, stream.rows)
+    return Predicted(stream.rows, 0, (), bad, file.findings, stream.cut, notes)
 
 
 class _Stream:
@@ -77,6 +82,7 @@ class _Stream:
     Attributes:
         pending: the rows.
         rows: how many have been answered.
+        cut: how many of them lost their ends.
         bad: those that were left out; None: they are not to be.
     """
 
@@ -89,7 +95,7 @@ class _Stream:
     ) -> None:
         self.answers, self.writer, self.write = answers, writer, write
         self.pending: list[Any] = []
-        self.rows = 0
+        self.rows = self.cut = 0
         self.bad = BadRows() if options.skip_bad_rows else None
 
     def take(self, row: Any) -> None:
@@ -101,9 +107,12 @@ class _Stream:
     def answer(self) -> None:
         """Answer all that wait."""
         ahead, self.pending = self.pending, []
-        good, predictions = answered(self.answers, ahead, self.bad) if ahead else ([], [])
+        if not ahead:
+            return
+        good, predictions, cut = answered(self.answers, ahead, self.bad)
         if not good:
             return
+        self.cut += cut
         header = "" if self.rows else self.writer.header(good[0])
         self.rows += len(good)
         self.write(header + "".join(map(self.writer.write, good, predictions)))

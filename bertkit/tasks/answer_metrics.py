@@ -21,6 +21,11 @@ from bertkit.tasks.records import QuestionRow
 from bertkit.tasks.treebank import words
 
 METRICS = ("squad", "squad2", "cmrc")
+# What only SQuAD 2.0 has, where there are questions of the kind.
+_SQUAD2 = (
+    *(f"{kind}_{name}" for kind in ("HasAns", "NoAns") for name in ("exact", "f1", "total")),
+    *("best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh", "tuned_null_threshold"),
+)
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -217,6 +222,10 @@ class AnswerMeter(ScoredMeter[QuestionRow]):
             if self.null_odds:
                 figures |= self._thresholds(has_answer)
         return figures
+
+    def names(self) -> list[str]:
+        """All figures."""
+        return [*dict.fromkeys([*self.figures(), *(_SQUAD2 if self.metric == "squad2" else ())])]
 
     def _means(self, prefix: str, which: Any) -> dict[str, float]:
         total = int(which.sum())

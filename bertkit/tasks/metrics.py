@@ -14,6 +14,7 @@ import numpy as np
 from bertkit.errors import DataError
 from bertkit.tasks.outcomes import (
     Counts,
+    Figures,
     Floats,
     LabelFigures,
     Outcome,
@@ -307,6 +308,11 @@ class RegressMeter(ScoredMeter[TextRow]):
             "mse": float(np.mean((x - y) ** 2)) if len(x) else 0.0,
             "mae": float(np.mean(np.abs(x - y))) if len(x) else 0.0,
         }
+
+    def defined(self) -> Figures:
+        """The same; of numbers that are all alike, on either side, there is no correlation."""
+        alike = min(len(set(self.gold)), len(set(self.predicted))) < 2
+        return self.figures() | (dict.fromkeys(("pearson", "spearman")) if alike else {})
 
     def per_label(self) -> list[LabelFigures]:
         """None: numbers have no labels."""

@@ -19,7 +19,9 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 RowT = TypeVar("RowT", bound=Row)
 # One line of a table as plain values: names, counts, figures.
-Record = dict[str, str | int | float]
+Record = dict[str, str | int | float | None]
+# By name; None: the rows leave it undefined.
+Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,14 @@ class ScoredMeter(Meter, Generic[RowT]):
             DataError: the row is unlabelled, or its label is none that the model knows.
         """
 
+    def defined(self) -> Figures:
+        """The figures, None where the rows leave one undefined and `figures` has 0.0."""
+        return {**self.figures()}
+
+    def names(self) -> list[str]:
+        """All figures that rows can have."""
+        return list(self.figures())
+
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what another meter of the same kind has counted."""
@@ -153,7 +163,7 @@ def records_table(records: Sequence[Record]) -> Table:
     return Table(tuple(records[0]), tuple(rows))
 
 
-def figures_table(figures: Mapping[str, float]) -> Table:
+def figures_table(figures: Mapping[str, float | None]) -> Table:
     """One line for each figure."""
     return Table(("figure", "value"), tuple((k, written(v)) for k, v in figures.items()))
 
@@ -174,8 +184,10 @@ def label_table(labels: Iterable[LabelFigures]) -> Table:
     )
 
 
-def written(value: float) -> str:
-    """A figure in a table: counts whole, all else with four digits."""
+def written(value: float | None) -> str:
+    """A figure in a table: counts whole, all else with four digits, "-" if it is undefined."""
+    if value is None:
+        return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

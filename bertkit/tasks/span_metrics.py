@@ -282,6 +282,11 @@ class TagMeter(ScoredMeter[TagRow]):
             found["accuracy"] = self.right_words / self.words if self.words else 0.0
         return found | figures
 
+    @property
+    def says_nothing(self) -> bool:
+        """No entity was predicted, in any row."""
+        return not self.plain and not self.conlleval.predicted.total()
+
     def per_label(self) -> list[LabelFigures]:
         """As the classification_report of seqeval (strict), or of scikit-learn for plain labels."""
         return self._labels().lines() if self.plain else self.strict.lines()

@@ -59,6 +59,9 @@ class Questions:
                 self.reading.note(line, f"answers of an impossible question, left out: {identity}")
             found = [] if impossible else [self._find(a, context, line) for a in given]
             answers = tuple(found)
+            if lost := [answer.text for answer in found if answer.start == NOWHERE]:
+                what = "questions with an answer that is not in the passage"
+                self.reading.note(line, f"{what}: {lost[0][:30]!r}")
         place = self.reading.place(line)
         self.reading.passed += 1
         return QuestionRow(identity, question, context, answers, impossible, place)
@@ -109,7 +112,6 @@ class Questions:
                     what = f"{wanted[:30]!r} at {found}, not at {start}"
                     self.reading.note(line, f"answers found near the place given: {what}")
                 return Answer(wanted, found)
-        self.reading.note(line, f"answers that are not in the passage: {text[:30]!r}")
         return Answer(text, NOWHERE)
 
 

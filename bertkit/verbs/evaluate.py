@@ -55,7 +55,7 @@ def evaluate(
     """Measure a fine-tuned model on a labelled file; with --other compare two."""
     options, reading = options or EvaluateFlags(), reading or ColumnOptions()
     common, decoding = common or Common(), decoding or DecodingOptions()
-    from bertkit.infer.evaluate import EvaluateOptions, evaluate_file
+    from bertkit.infer.evaluate import EvaluateOptions, check_metric, evaluate_file
     from bertkit.infer.predict import open_answers
 
     given = decoding.given()
@@ -67,6 +67,8 @@ def evaluate(
         metric=options.metric,
     )
     with warnings_unless_refused():
+        if options.metric is not None:
+            check_metric(options.metric, model, options.revision, **given)
         answers = open_answers(model, common.device, revision=options.revision, **given)
         other = open_answers(options.other, common.device, **given) if options.other else None
         with common.progress("evaluating", "rows") as report:
@@ -84,6 +86,7 @@ def text_of(result: Evaluation, out: Path | None) -> str:
     parts = [f"{result.task}, {result.rows:,} rows"]
     parts += ["\n".join(table.lines()) for table in result.tables()]
     if result.difference is not None:
+        parts.insert(-1, f"first: {result.model}\nsecond: {result.compared_with}")
         parts.append(fill(result.difference.sentence(), WIDTH))
     if out is not None:
         parts.append(f"in {out}: {', '.join(path.name for path in result.files)}")

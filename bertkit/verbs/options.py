@@ -102,23 +102,28 @@ def _bar(title: str, unit: str) -> Iterator[Report]:
         start = time.monotonic()
 
         def report(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, total=total or None, rate=_rate(rate))
+            nonlocal start
+            if not done:  # what came before the work began does not count
+                start = time.monotonic()
+            rate = _rate(done / max(time.monotonic() - start, 1e-9)) if done else ""
+            bar.update(task, completed=done, total=total or None, rate=rate)
 
         yield report
 
 
 def _rate(rate: float) -> str:
-    return f"{rate:,.0f}/s" if rate >= 9.5 or not rate else f"{rate:.2g}/s"
+    return f"{rate:,.0f}/s" if rate >= 9.5 else f"{rate:.2g}/s"
 
 
 def _plain_lines(title: str, unit: str, every: float = 10.0) -> Report:
     start = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal start, last
         now = time.monotonic()
-        if now - last < every and not (total and done >= total):
+        if not done:
+            start = now
+        if not done or (now - last < every and not (total and done >= total)):
             return
         last, passed = now, max(now - start, 1e-9)
         line = f"{title}: {done:,} {unit}, {_rate(done / passed)}"

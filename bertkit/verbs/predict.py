@@ -66,7 +66,7 @@ def predict(
     with warnings_unless_refused():
         answers = open_answers(model, common.device, revision=options.revision, **decoding.given())
         if options.out is None or str(options.out) == "-":
-            result = predict_stream(answers, file, _print, chosen)
+            result = predict_stream(answers, file, _print, chosen, say=common.say)
             text = ""
         else:
             with common.progress("predicting", "rows") as report:
@@ -75,6 +75,8 @@ def predict(
                 )
             text = f"{result.rows:,} rows in {', '.join(map(str, result.files))}"
     say_skipped(common, result.skipped, result.findings)
+    for note in result.notes:
+        common.say(note)
     common.show(result.to_dict(), text)
 
 

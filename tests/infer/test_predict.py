@@ -495,4 +495,40 @@ def test_a_text_without_end_is_cut_and_not_refused(tmp_path: Path) -> None:
     answers, _ = prepared(CASES["classify"], tmp_path)
     path = tmp_path / "long.txt"
     path.write_text("\n".join([sentence(1), "the cat " * 12_500, chinese(3)]) + "\n")
-    assert predict_file(answers, path, tmp_path / "out.jsonl").rows == 3
+    note = "1 of 3 rows are longer than the 512 tokens that the model reads: cut off at the end"
+    for out in (tmp_path / "out.jsonl", None):
+        made = (
+            predict_stream(answers, path, lambda text: None)
+            if out is None
+            else predict_file(answers, path, out)
+        )
+        assert (made.rows, made.cut, list(made.notes)) == (3, 1, [note])
+
+
+def test_what_is_read_in_windows_is_not_cut_but_questions_are(tmp_path: Path) -> None:
+    for name, text, cut in (
+        ("tag", "the cat " * 600, 0),
+        ("qa", f"{'who ' * 99}\t{'the cat ' * 600}", 1),
+        ("qa", f"who\t{'the cat ' * 600}", 0),
+    ):
+        answers = open_answers(CASES[name].model(tmp_path / name), "cpu")
+        path = tmp_path / "long.tsv"
+        path.write_text(text + "\n")
+        made = predict_stream(answers, path, lambda text: None)
+        assert made.cut == cut
+        assert ("1 of 1 rows are longer than the 64 tokens of a question" in str(made.notes)) == cut
+
+
+def test_ends_cut_off_before_a_kill_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STRETCH_ROWS", 2)
+    answers, out = open_answers(CASES["classify"].model(tmp_path / "m"), "cpu"), tmp_path / "o.csv"
+    path = tmp_path / "long.txt"
+    path.write_text("the cat " * 400 + "\na dog\n" * 5)
+    with pytest.MonkeyPatch.context() as patch:
+        stops_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(answers, path, out)
+    again = predict_file(answers, path, out)
+    assert (again.continued, again.rows, again.cut) == (2, 6, 1)

@@ -74,7 +74,7 @@ def test_answers_are_looked_for_near_the_place_given(tmp_path: Path) -> None:
     assert c.answers == (Answer("Berlin", -1), Answer("Rhine", 17))
     assert opened.findings.counts == {
         "answers found near the place given": 3,
-        "answers that are not in the passage": 1,
+        "questions with an answer that is not in the passage": 1,
     }
 
 

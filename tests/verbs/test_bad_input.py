@@ -200,10 +200,10 @@ def test_a_bad_row_is_told_by_line_or_counted(
 
 LONG = "w1 " * 33_334
 ENDLESS = {
-    "classify": ("a.tsv", GOOD + f"x\t{LONG}\ny\t{'w' * 100_000}\n", 8, "their ends cut off"),
+    "classify": ("a.tsv", GOOD + f"x\t{LONG}\ny\t{'w' * 100_000}\n", 8, "cut off at the end"),
     "tag": ("a.conll", TAGS + "w1 O\n" * 33_000 + "w2 B-LOC\n\n", 3, "in overlapping windows"),
     "qa": ("a.json", squad(("1", "w2", 0), context=LONG + "w2"), 1, "in overlapping windows"),
-    "choose": ("a.jsonl", rows(choice(), choice(context=LONG)), 2, "their ends cut off"),
+    "choose": ("a.jsonl", rows(choice(), choice(context=LONG)), 2, "cut off at the end"),
 }
 
 
@@ -222,7 +222,9 @@ def test_a_text_of_100_000_characters(
     if task != "tag":  # the slowest
         capsys.readouterr()
         assert main(command("evaluate", task, base, path)) == 0
-        assert capsys.readouterr().out.startswith(f"{task}, {count} rows\n")
+        measured = capsys.readouterr()
+        assert measured.out.startswith(f"{task}, {count} rows\n")
+        assert ("tokens that the model reads: cut off" in measured.err) == (task != "qa")
 
 
 def test_an_answer_that_is_not_in_its_passage_counts_and_teaches_nothing(
@@ -231,12 +233,13 @@ def test_an_answer_that_is_not_in_its_passage_counts_and_teaches_nothing(
     path, alone = tmp_path / "a.json", tmp_path / "alone.json"
     path.write_text(squad(("1", "good1", 9), ("2", "nowhere", 3)), encoding="utf-8")
     alone.write_text(squad(("2", "nowhere", 3)), encoding="utf-8")
-    found = f"1 x answers that are not in the passage ({path}, question 2 (2) 'nowhere')"
+    kind = "questions with an answer that is not in the passage"
+    found = f"1 x {kind} ({path}, question 2 (2) 'nowhere')"
     assert main(command("finetune", "qa", base, path)) == 0
     said = capsys.readouterr()
     assert found in said.err
-    assert "1 rows teach nothing: their answers are not in their passages" in said.err
-    assert said.out.startswith("1 steps, 1 examples")
+    assert "nothing to learn from 1 row: the answer is not in the passage" in said.err
+    assert said.out.startswith("1 step, 1 example,")
     assert main(command("evaluate", "qa", base, path)) == 0
     said = capsys.readouterr()
     assert found in said.err

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sklearn.metrics import accuracy_score, f1_score
 
+from bertkit.checkpoint.layout import read_tensors, write_tensors
 from bertkit.cli import main
+from bertkit.infer import predict as infer_predict
 from tests.infer.every_task import CASES, write_rows
 from tests.tasks.tiny import folder, labels
 
@@ -51,10 +55,17 @@ def test_every_task_has_tables_and_wrong_cases(
     for kind, lines in report["breakdown"].items():
         assert sum(line["rows"] for line in lines) == 30
         assert all(
-            isinstance(x, float | int) for line in lines for k, x in line.items() if k != kind
+            isinstance(x, float | int) or k in ("pearson", "spearman")
+            for line in lines
+            for k, x in line.items()
+            if k != kind
         )
-    if name == "regress":  # within one class of numbers a correlation says little
-        assert all("mae" in line for line in report["breakdown"]["label"])
+    if name == "regress":  # each class here holds one number: there is no correlation
+        figures = [(x["pearson"], x["spearman"]) for x in report["breakdown"]["label"]]
+        assert set(figures) == {(None, None)}
+        assert all(line["mae"] > 0 for line in report["breakdown"]["label"])
+        assert "| 0 to 1 | 5 | - | - | " in (out / "figures.md").read_text()
+        assert isinstance(report["figures"]["pearson"], float)
     assert {str(file) for file in out.iterdir()} == set(report["files"])
 
 
@@ -109,6 +120,40 @@ def test_two_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("accuracy: 0.") for line in lines[-3:])
     assert all(len(line) <= 80 for line in lines)
+    first = next(number for number, line in enumerate(lines) if "first better" in line)
+    assert lines[first - 3 : first - 1] == [f"first: {model}", f"second: {other}"]
+    ask(capsys, model, path, "--other", other, "--out", tmp_path / "both")
+    text = (tmp_path / "both" / "figures.md").read_text()
+    assert text.startswith(f"{model} on {path}, 40 rows\n")
+    assert f"\n\nfirst: {model}; second: {other}\n\n| rows | first better |" in text
+    assert "p = " in text
+
+
+def test_no_entity_at_all_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    silent = folder("BertForTokenClassification", **labels("O", "B-LOC"))
+    weights = read_tensors(silent)
+    weights["classifier.bias"] = torch.tensor([1e4, -1e4])
+    shutil.copytree(silent, tmp_path / "silent")
+    write_tensors(tmp_path / "silent" / "model.safetensors", weights)
+    path = write_rows(CASES["tag"], tmp_path, 5)
+    report = ask(capsys, tmp_path / "silent", path, "--out", tmp_path / "out")
+    assert (report["figures"]["f1"], report["notes"]) == (0.0, ["no entity was predicted"])
+    assert "\n\nno entity was predicted\n" in (tmp_path / "out" / "figures.md").read_text()
+
+
+def test_a_figure_that_there_is_not_is_refused_before_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infer_predict, "open_answers", lambda *_, **__: 1 / 0)
+    for name, said in (
+        ("regress", "pearson, spearman, mse, mae\n"),
+        ("tag", "precision, recall, f1, conlleval_precision"),
+        ("qa", "exact, f1, total, expected_calibration_error\n"),
+    ):
+        model = str(CASES[name].model(tmp_path / name))
+        assert main(["evaluate", model, "no.tsv", "--metric", "beauty"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"bertkit: error: there is no figure 'beauty'; choose of {said}")
 
 
 def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,6 +165,7 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     bare.write_text("the cat\na dog\n", encoding="utf-8")
     narrow = folder("BertForSequenceClassification", **labels("x", "y"))
     tagger = folder("BertForTokenClassification", **labels("O", "B-LOC", "I-LOC"))
+    number = folder("BertForSequenceClassification", problem_type="regression", **labels("LABEL_0"))
     full = tmp_path / "full"
     full.mkdir()
     encoder = folder("BertModel")
@@ -129,7 +175,11 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ([model, bare], 1, "there are no labels in it; to have it labelled: bertkit predict"),
         ([model, path, "--other", narrow], 2, "--other knows other labels"),
         ([model, path, "--other", tagger], 2, "--other is for tag, the model for classify"),
-        ([model, path, "--other", model, "--metric", "beauty"], 2, "'beauty' cannot be compared"),
+        (
+            [model, path, "--other", model, "--metric", "expected_calibration_error"],
+            2,
+            "'expected_calibration_error' cannot be compared",
+        ),
         (
             [model, path, "--metric", "beauty"],
             2,
@@ -137,6 +187,8 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ),
         ([model, path, "--out", full], 2, "say --overwrite to replace it"),
         ([encoder, path], 1, "classifier"),
+        ([tagger, path], 1, "no entities in it, but texts with a label (label): for classify"),
+        ([number, path], 1, "labels must be numbers for regress; the column label begins with 'x'"),
     ):
         assert main(["evaluate", *map(str, arguments)]) == status, arguments
         error = capsys.readouterr().err.splitlines()[-1]

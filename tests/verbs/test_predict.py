@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -36,7 +37,8 @@ def test_a_file_to_a_file(model: str, tmp_path: Path, capsys: pytest.CaptureFixt
     arguments = ["predict", model, str(path), "--out", str(out), "--overwrite", "--quiet", "--json"]
     assert main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report == {"rows": 9, "continued": 0, "files": [str(out)], "skipped": {}, "findings": {}}
+    expected = {"rows": 9, "continued": 0, "files": [str(out)], "skipped": {}, "findings": {}}
+    assert report == expected | {"cut": 0}
 
 
 def test_a_file_to_standard_output(
@@ -116,6 +118,32 @@ def test_standard_input_is_answered_line_by_line(model: str) -> None:
         assert run.stderr is not None
         assert run.stderr.read() == ""
     assert ids == [str(number) for number in range(4, 600)]
+
+
+def test_what_standard_input_was_taken_for_is_said(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("predict", "evaluate"):
+        given = io.TextIOWrapper(io.BytesIO(b"label\ttext\nx\tthe cat\n"))
+        monkeypatch.setattr(sys, "stdin", given)
+        assert main([verb, model, "-"]) == 0
+        said = capsys.readouterr().err
+        assert said == "standard input:\n  tab-separated\n  text: text; label: label\n"
+
+
+def test_predictions_given_back_are_told_from_texts(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(CASES["classify"], tmp_path, 3)
+    for name in ("bare.jsonl", "bare.csv"):
+        out = tmp_path / name
+        assert main(["predict", model, str(path), "--out", str(out), "--quiet"]) == 0
+        assert main(["predict", model, str(out)]) == 1
+        assert f"{out}: these are predictions without their texts" in capsys.readouterr().err
+        assert main(["predict", model, str(path), "--with_text", "--format", out.suffix[1:]]) == 0
+        out.write_text(capsys.readouterr().out)
+        assert main(["predict", model, str(out), "--quiet"]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_an_interrupt_while_waiting_for_input(model: str) -> None:
