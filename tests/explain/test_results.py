@@ -399,6 +399,12 @@ for (const [name, source] of Object.entries(pages)) {
         cell.dataset.value] : null,
       marks: [...page.querySelectorAll("[data-at]")].map(
         m => [m.closest("[data-of]").dataset.of, m.dataset.at, m.dataset.value])};
+    const wider = [...page.querySelectorAll(".more")];
+    for (const box of wider) {
+      box.scrollLeft = box.scrollWidth;
+      box.dispatchEvent(new inner.Event("scroll"));
+    }
+    told[name].wider = [wider.length, page.querySelectorAll(".more").length];
     frame.style.width = "1200px";
     told[name].broad = look(page);
     frame.remove();
@@ -424,6 +430,7 @@ def test_pages_in_a_real_browser(tmp_path: Path) -> None:
     assert errors == []
     seen = json.loads(unescape(re.sub(r"(?s).*<body[^>]*>(.*)</body>.*", r"\1", dom)))
     assert list(pages) == [name for name in pages if name in seen]
+    assert any(page["wider"][0] for page in seen.values())
     for name, page in seen.items():
         narrow, broad = page["narrow"], page["broad"]
         assert narrow["width"] <= 360, name
@@ -432,6 +439,7 @@ def test_pages_in_a_real_browser(tmp_path: Path) -> None:
         assert narrow["cut"] == broad["cut"] == [], name
         assert narrow["broken"] == broad["broken"] == [], name
         assert narrow["faded"] == 0, name
+        assert page["wider"][1] == 0, name
         assert all(width > 900 for width in broad["pictures"] if width), name
         assert len(page["marks"]) == len(Marks(pages[name]).found)
         data = json.loads(results()[name].to_json())
