@@ -84,8 +84,7 @@ def finetune(
         UsageError: the settings contradict each other, the data or the run that is there.
         DataError: a file is missing or bad, or nothing can be learned from it.
         CheckpointError: the model or every checkpoint of the run is unusable.
-        TrainingError: the loss is NaN or has spiked and the recipe says to stop, or too many
-            steps in a row were skipped.
+        TrainingError: the loss is bad and the recipe says to stop, or too many steps were skipped.
     """
     out = Path(out)
     files = Files(*(None if path is None else Path(path) for path in (train, dev, test)))  # type: ignore[arg-type]
