@@ -162,14 +162,15 @@ def resolve(recipe: Recipe, device: torch.device, out: Path, resume: bool) -> Re
 
 
 def check_word_starts(recipe: Recipe, source: Source) -> None:
-    """Refuse to mask words, or spans of them, of Chinese text that was prepared without them.
+    """Refuse to mask words of Chinese text that was prepared without them.
 
-    Nothing else tells where its words start: single characters would be masked, unnoticed.
+    Nothing else tells where its words start: single characters would be masked, unnoticed. Spans
+    of such text are runs of characters, which is a scheme of its own.
 
     Raises:
         UsageError: more than CHINESE of a folder's tokens are Han characters, and it has no words.
     """
-    if recipe.data.masking == "token":
+    if recipe.data.masking != "word":
         return
     tokens = source.tokenizer.convert_ids_to_tokens(range(len(source.tokenizer)))
     han = [script_of(token.removeprefix("##")[:1] or "#") == "Han" for token in tokens]
@@ -177,7 +178,7 @@ def check_word_starts(recipe: Recipe, source: Source) -> None:
         if not store.with_words and word_shares([store], source.tokenizer)[han].sum() > CHINESE:
             raise UsageError(
                 f"{store.folder.parent} does not know where Chinese words start, for --masking "
-                f"{recipe.data.masking}; prepare it with --words jieba, or use --masking token"
+                "word; prepare it with --words jieba, or use --masking token"
             )
 
 

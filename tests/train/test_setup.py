@@ -75,13 +75,13 @@ def test_whole_words_of_chinese_need_to_be_known(tmp_path: Path) -> None:
             starts = [np.ones(len(sentence), dtype=np.bool_)] if with_words else None
             for _ in range(100):
                 writer.add([sentence], starts)
-    for masking in ("word", "span"):
-        whole = small_recipe(data__masking=masking)
-        said = rf"zh does not know where Chinese words .*{masking}; prepare it with --words jieba"
-        with pytest.raises(UsageError, match=said):
-            check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh"]))
-        check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh-words"]))
+    whole = small_recipe(data__masking="word")
+    said = "zh does not know where Chinese words .*word; prepare it with --words jieba"
+    with pytest.raises(UsageError, match=said):
+        check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh"]))
+    check_word_starts(whole, open_data([tmp_path / "en", tmp_path / "zh-words"]))
     check_word_starts(small_recipe(), open_data([tmp_path / "zh"]))
+    check_word_starts(small_recipe(data__masking="span"), open_data([tmp_path / "zh"]))
 
 
 def test_an_empty_held_out_share_counts_as_none(data: Path, tmp_path: Path) -> None:
