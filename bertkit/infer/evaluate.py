@@ -268,8 +268,14 @@ def _look_through(
         DataError: a row is bad, and bad rows are not to be skipped.
     """
     summary, kept = Summary(), BadRows() if skip_bad_rows else None
-    for row in task.measurable(file.rows(kept), kept):
-        summary.add(row)
+    try:
+        for row in task.measurable(file.rows(kept), kept):
+            summary.add(row)
+    except DataError as error:
+        if error.line != 1 or file.header:
+            raise
+        what = f"{error.what}; if the first line names the columns: --text NAME --label NAME"
+        raise DataError(what, error.path, error.line) from error
     for line in [*summary.lines(), *file.findings.lines()]:
         say(f"  {line}")
     return summary.rows

@@ -230,9 +230,12 @@ def _mean(values: Sequence[str]) -> float:
 
 
 def describe_roles(roles: Roles, table: Table) -> str:
-    """One line: what each column was taken for."""
+    """One line: what each column was taken for; of those without names what stands first in it."""
+    shown = {name: name for name in table.names}
+    if not table.header and table.sample:
+        shown = {n: f"column {n} ({str(x)[:20]!r} ...)" for n, x in table.sample[0].items()}
     parts = [
-        f"{role}: {'' if table.header else 'column '}{name}"
+        f"{role}: {shown.get(name, name)}"
         for role in ("id", "text", "pair", "label")
         if (name := getattr(roles, role)) is not None
     ]

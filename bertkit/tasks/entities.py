@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertkit.errors import DataError
-from bertkit.tasks.columns import Columns
+from bertkit.tasks.columns import LABELS, Columns, plain_name
 from bertkit.tasks.conll import check_tags, join_words, joiner_of, spans_of_words
 from bertkit.tasks.labelled import id_of, text_of
 from bertkit.tasks.reading import Reading
@@ -56,7 +56,9 @@ class EntityTable:
             self.text = table.names[0]
         if self.text is None:
             known = columns.text or "text"
-            hint = "" if table.header else "; texts with labels are for classify, not for tag"
+            hint = (
+                "" if table.header else "; --text names a column; labels of texts are for classify"
+            )
             what = f"there is no column {known!r}; there are {table.columns()}{hint}"
             raise table.source.error(what)
         names = [name for name in table.names if name != self.text]
@@ -66,11 +68,12 @@ class EntityTable:
             what = f"there is no column {columns.label!r}; there are {table.columns()}"
             raise table.source.error(what)
         self.id = _first(names, (columns.id,) if columns.id else ("id", "idx", "guid"))
-        self.whole = None
         if columns.label is None and not any(
             isinstance(record.get(self.label or ""), list | dict | None) for record in sample
         ):
-            self.whole, self.label = self.label, None
+            self.label = None
+        of_texts = (name for name in names if plain_name(name) in LABELS)
+        self.whole = next(of_texts, None) if self.label is None else None
         self.labelled = self.label is not None
         self.layout = self._layout()
         self.scheme, self.joiner = columns.scheme or "BIO", columns.joiner

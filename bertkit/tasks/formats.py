@@ -59,6 +59,7 @@ class RowFile:
         path: as the user named it.
         task: what its rows are for.
         labelled: it has labels, and they are wanted.
+        header: its columns have names, or need none.
         pairs: its rows are pairs of texts (classify, regress); None: neither pairs nor texts.
         findings: what the last pass over the rows mended or left out on purpose.
     """
@@ -67,6 +68,7 @@ class RowFile:
         self.path, self.task, self._reader, self._labels = path, task, reader, labels
         self.labelled = reader.labelled and labels
         self.pairs: bool | None = getattr(reader, "pairs", None)
+        self.header = getattr(getattr(reader, "table", None), "header", True)
         self.findings = Findings()
 
     @property

@@ -279,7 +279,7 @@ def test_what_was_understood_is_told(tmp_path: Path) -> None:
         "id: index; text: sentence1; pair: sentence2; label: score",
     ]
     path = file(tmp_path, "b.tsv", "1\tgood\n0\tbad\n")
-    told = ["tab-separated, no header", "text: column 2; label: column 1"]
+    told = ["tab-separated, no header", "text: column 2 ('good' ...); label: column 1 ('1' ...)"]
     assert open_rows(path, "classify").describe() == told
 
 

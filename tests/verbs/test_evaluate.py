@@ -165,6 +165,9 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
     bare.write_text("the cat\na dog\n", encoding="utf-8")
     narrow = folder("BertForSequenceClassification", **labels("x", "y"))
     tagger = folder("BertForTokenClassification", **labels("O", "B-LOC", "I-LOC"))
+    guessed = tmp_path / "guessed.csv"
+    body = "".join(f"a cat {i} sat,a dog {i} ran,{'xy'[i % 2]}\n" for i in range(8))
+    guessed.write_text("foo,bar,baz\n" + body)
     number = folder("BertForSequenceClassification", problem_type="regression", **labels("LABEL_0"))
     full = tmp_path / "full"
     full.mkdir()
@@ -188,6 +191,7 @@ def test_what_cannot_work_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         ([model, path, "--out", full], 2, "say --overwrite to replace it"),
         ([encoder, path], 1, "classifier"),
         ([tagger, path], 1, "no entities in it, but texts with a label (label): for classify"),
+        ([model, guessed], 1, "if the first line names the columns: --text NAME --label NAME"),
         ([number, path], 1, "labels must be numbers for regress; the column label begins with 'x'"),
     ):
         assert main(["evaluate", *map(str, arguments)]) == status, arguments
