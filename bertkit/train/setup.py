@@ -20,7 +20,7 @@ from bertkit.checkpoint.store import list_steps, newest_step, verify_step
 from bertkit.data.collate import Vocabulary
 from bertkit.data.loader import PretrainLoader
 from bertkit.data.shards import TokenStore
-from bertkit.errors import BertkitError, CheckpointError, UsageError
+from bertkit.errors import CheckpointError, UsageError
 from bertkit.runtime import Runtime, has_compiler
 from bertkit.settings import ModelSettings, Recipe, dump_recipe, load_recipe
 from bertkit.text.scripts import script_of
@@ -213,7 +213,7 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
             if init is not None and Path(init).resolve().is_relative_to(out.resolve()):
                 raise UsageError(f"{out} holds {init}, which is to go on; name another folder")
             with only_one(out, machine):  # never from under a run that is still training
-                shutil.rmtree(out)
+                _put_aside(out)
         if resume and saved.is_file():
             check_settings(load_recipe(saved, {}, type(recipe)), recipe, saved)
             _check_checkpoints(out / "checkpoints")
@@ -226,21 +226,49 @@ def open_run(out: Path, recipe: AnyRecipe, resume: bool, overwrite: bool, machin
         dist.barrier()
 
 
+def _replaced(out: Path) -> Path:
+    """Where a run waits until the one that replaces it has begun."""
+    return out.with_name(f"{out.name}.replaced")
+
+
+def _put_aside(out: Path) -> None:
+    begun = list(out.iterdir()) != [out / "recipe.toml"]
+    if begun or not _replaced(out).exists():
+        shutil.rmtree(_replaced(out), ignore_errors=True)
+        out.rename(_replaced(out))
+    else:  # the start that replaced it was killed
+        shutil.rmtree(out)
+
+
 @contextmanager
 def leaving_nothing_if_refused(out: Path, machine: Runtime) -> Iterator[None]:
-    """Where a start is refused, take back the recipe and the folders that it made."""
-    saved = out / "recipe.toml"
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    ours = machine.rank == 0 and not saved.exists()
+    """Where a start is refused, take back the recipe and the folders that it made.
+
+    The run that it was to replace is put back; once the new one has begun, it is removed.
+    """
+    made = [place for place in (out, *out.parents) if not place.exists()]
+    continued = (out / "recipe.toml").exists()
     try:
         yield
-    except (BertkitError, KeyboardInterrupt):
-        if ours and saved.exists() and list(out.iterdir()) == [saved]:
-            saved.unlink()
-            with suppress(OSError):  # something else has been put there
-                for folder in made:
-                    folder.rmdir()
+    except BaseException:
+        if machine.rank == 0 and (_replaced(out).exists() or not continued):
+            _take_back(out, made)
         raise
+    finally:
+        if machine.rank == 0:
+            shutil.rmtree(_replaced(out), ignore_errors=True)
+
+
+def _take_back(out: Path, made: list[Path]) -> None:
+    saved, old = out / "recipe.toml", _replaced(out)
+    if out.exists() and list(out.iterdir()) not in ([], [saved]):
+        return
+    saved.unlink(missing_ok=True)
+    with suppress(OSError):  # something else has been put there
+        if old.exists():
+            old.replace(out)  # which is empty, or not there
+        for folder in made:
+            folder.rmdir()
 
 
 def _check_checkpoints(root: Path) -> None:

@@ -19,6 +19,7 @@ from bertkit.text.tokenizer import BertTokenizer
 from bertkit.train.setup import (
     build_loader,
     check_word_starts,
+    leaving_nothing_if_refused,
     only_one,
     open_data,
     open_run,
@@ -142,6 +143,46 @@ def test_an_existing_run_is_neither_overwritten_nor_continued_unasked(tmp_path: 
     assert (tmp_path / "log.jsonl").read_text() == "precious"
     open_run(tmp_path, recipe, False, True, MACHINE)
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def start(out: Path, fault: BaseException | None = None, overwrite: bool = True) -> None:
+    with leaving_nothing_if_refused(out, MACHINE):
+        open_run(out, small_recipe(train__steps=4), False, overwrite, MACHINE)
+        if fault is not None:
+            raise fault
+
+
+def test_a_refused_start_leaves_the_run_that_it_was_to_replace(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start(out, overwrite=False)
+    (out / "log.jsonl").write_text("precious")
+    for fault in (UsageError("no such --init"), KeyboardInterrupt(), MemoryError()):
+        with pytest.raises(type(fault)):
+            start(out, fault)
+        assert (out / "log.jsonl").read_text() == "precious"
+        assert list(tmp_path.iterdir()) == [out]
+    start(out)
+    assert [path.name for path in out.iterdir()] == ["recipe.toml"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_killed_start_keeps_the_run_that_it_was_to_replace(tmp_path: Path) -> None:
+    out, recipe = tmp_path / "run", small_recipe(train__steps=3)
+    start(out, overwrite=False)
+    (out / "log.jsonl").write_text("precious")
+    for _ in range(2):  # killed twice
+        open_run(out, recipe, False, True, MACHINE)
+        assert (tmp_path / "run.replaced" / "log.jsonl").read_text() == "precious"
+    with pytest.raises(UsageError):
+        start(out, UsageError("no such --init"))
+    assert (out / "log.jsonl").read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_start_that_is_refused_takes_back_what_it_made(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        start(tmp_path / "deep" / "run", UsageError("no"), overwrite=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_folder_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
