@@ -113,7 +113,7 @@ _SPECS = [
     TaskSpec(
         name="stsb", task="regress", form="table", metrics=("pearson", "spearman"), max_length=128,
         train=(Source("stsb/train.tsv"),), dev=Source("stsb/dev.tsv"),
-        limit=4_500, dev_limit=1_500,
+        limit=4_500, dev_limit=1_500, learning_rate=2e-4,
     ),
     *_with_crf(TaskSpec(
         name="wikiann_en", task="tag", form="conll", metrics=_F1, max_length=128,
