@@ -184,36 +184,26 @@ class Answered(NamedTuple):
     cut: int
 
 
-class _Counting:
-    """A task that counts the rows whose ends it cuts off."""
-
-    def __init__(self, task: Task[Any]) -> None:
-        self._task, self.cut = task, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
-
-    def features_of(self, rows: Sequence[Any], labelled: bool = True) -> list[list[Feature]]:
-        features = self._task.features_of(rows, labelled)
-        self.cut += sum(any(feature.cut for feature in row) for row in features)
-        return features
-
-
 def answered(answers: TaskAnswers, rows: list[Any], bad: BadRows | None) -> Answered:
     """Run rows at once.
 
     Raises:
         DataError: one cannot be tokenized, and bad rows are not to be skipped.
     """
-    task: Any = _Counting(answers.task)
+    cut = 0
+
+    def count(features: list[list[Feature]]) -> None:
+        nonlocal cut
+        cut = sum(any(feature.cut for feature in row) for row in features)
+
     try:
-        predictions = predict(task, answers.model, rows)
+        predictions = predict(answers.task, answers.model, rows, watch=count)
     except DataError:
         if bad is None:
             raise
         rows = [row for row in rows if _usable(answers.task, row, bad)]
-        predictions = predict(task, answers.model, rows)
-    return Answered(rows, predictions, task.cut)
+        predictions = predict(answers.task, answers.model, rows, watch=count)
+    return Answered(rows, predictions, cut)
 
 
 def cut_notes(task: Task[Any], cut: int, rows: int) -> list[str]:

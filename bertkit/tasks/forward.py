@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ def predict(
     *,
     batch_tokens: int = BATCH_TOKENS,
     dtype: torch.dtype | None = None,
+    watch: Callable[[list[list[Feature]]], None] = lambda features: None,
 ) -> list[Prediction]:
     """The prediction for each row, in order. Rows are tokenized in one call and run by length.
 
@@ -30,11 +31,13 @@ def predict(
         rows: so many that their features fit in memory; labels are not looked at.
         batch_tokens: tokens of a forward pass; a sequence that is longer goes by itself.
         dtype: what matrix products are made in (autocast); None: as the caller has set it.
+        watch: is shown what the model will read of each row.
 
     Raises:
         DataError: a row cannot be used, with its place.
     """
     features = task.features_of(rows, labelled=False)
+    watch(features)
     flat = [feature for row in features for feature in row]
     scores: list[Any] = [None] * len(flat)
     kind = model.device.type

@@ -106,10 +106,10 @@ def stops_at(
     """The model is interrupted at its so-many-th stretch."""
     calls = iter(range(10_000))
 
-    def stopping(*arguments: Any) -> Any:
+    def stopping(*arguments: Any, **options: Any) -> Any:
         if next(calls) == call:
             raise error
-        return predict(*arguments)
+        return predict(*arguments, **options)
 
     monkeypatch.setattr(module, "predict", stopping)
 
@@ -439,7 +439,7 @@ def test_memory_is_flat_in_the_size_of_the_file(
     """Ten times the rows: the same memory, for predictions and for an evaluation."""
     answers = open_answers(CASES["classify"].model(tmp_path), "cpu")
     said = [{"label": "x", "score": 0.6}, {"label": "y", "score": 0.3}]
-    monkeypatch.setattr(module, "predict", lambda task, model, rows: [said] * len(rows))
+    monkeypatch.setattr(module, "predict", lambda task, model, rows, **_: [said] * len(rows))
 
     def peak(rows: int, run: Callable[[Path, Path], Any]) -> int:
         path = tmp_path / f"rows{rows}.tsv"
