@@ -55,7 +55,8 @@ class Table:
             else [str(x)[:20] for x in next(iter(self.sample), {}).values()]
         )
         shown = ", ".join(map(repr, cells[:20]))
-        return shown if self.header else f"{len(self.names)} columns without names ({shown})"
+        count = f"{len(self.names)} column{'s' if len(self.names) > 1 else ''}"
+        return shown if self.header else f"{count} without names ({shown})"
 
 
 def numbered(count: int) -> list[str]:

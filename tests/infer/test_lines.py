@@ -49,7 +49,7 @@ def test_minimal_pairs_of_a_file(tmp_path: Path, name: str, content: str, kinds:
         ("a.jsonl", '{"better text": "a", "q": "b"}\n', "'better text', 'q'"),
         ("a.csv", "first,second,topic\na,b,one\n", "'first', 'second', 'topic'"),
         ("a.csv", "first,second\na dog ran,ran dog a\n", "'first', 'second'"),
-        ("a.txt", "a dog ran\nthe cat sat\n", "1 columns without names"),
+        ("a.txt", "a dog ran\nthe cat sat\n", r"1 column without names \('a dog ran'\)"),
     ],
 )
 def test_columns_that_could_be_either_are_refused(
