@@ -339,8 +339,12 @@ def _types(kind: type[Struct], section: str) -> dict[str, Any]:
 
 
 def _no_setting(name: str, kind: type[Struct]) -> str:
+    from difflib import get_close_matches  # of no use in a run that begins
+
     section, dot, _ = name.partition(".")
     names = [f"{section}.{key}" for key in _types(kind, section)] if dot else []
+    if near := get_close_matches(name, names, 3, 0.7):
+        return f"no setting is called {name!r}; did you mean {', '.join(near)}?"
     names = names or [f"{f.name}.*" for f in msgspec.structs.fields(kind)]
     return f"no setting is called {name!r}; there are {', '.join(names)}"
 

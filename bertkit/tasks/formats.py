@@ -84,7 +84,8 @@ class RowFile:
         """
         if self.labelled:
             return
-        what = "there are no labels in it; to have it labelled: bertkit predict"
+        taken = self.describe()[-1]
+        what = f"there are no labels in it ({taken}); to have it labelled: bertkit predict"
         if (whole := getattr(self._reader, "whole", None)) is not None:
             what = f"there are no entities in it, but texts with a label ({whole}): for classify"
         raise DataError(what, self.path)

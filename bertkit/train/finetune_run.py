@@ -236,6 +236,7 @@ def _begin(
 
 def _tell(progress: Progress, files: Files, parts: Parts, told: dict[str, list[str]]) -> None:
     """Say what was understood of the files, before anything is trained."""
+    said: list[str] = []  # what is wrong with rows of train is so of those held out of it
     for name, part in (("train", parts.train), ("dev", parts.dev), ("test", parts.test)):
         if part is None:
             continue
@@ -244,10 +245,11 @@ def _tell(progress: Progress, files: Files, parts: Parts, told: dict[str, list[s
         lines = part.file.describe() if path else []
         for line in lines + told[name]:
             progress.say(f"  {line}")
-        for line in part.bad.lines():
-            progress.say(f"  left out: {line}")
-        for line in part.file.findings.lines():
-            progress.say(f"  {line}")
+        faults = [f"left out: {line}" for line in part.bad.lines()] + part.file.findings.lines()
+        for line in faults:
+            if line not in said:
+                progress.say(f"  {line}")
+        said += faults
     for line in files.alike():
         progress.warn(line)
 

@@ -153,12 +153,12 @@ def prepare(
     Raises:
         DataError: the text is bad, too little, or the disk is full.
         StaleDataError: `out` holds shards of other text, another tokenizer or other options.
-        UsageError: an option is out of range, or `out` is a file.
+        UsageError: an option is out of range, or `out` is a file or lies in a folder of `sources`.
         CheckpointError: the tokenizer cannot be read.
     """
     options = options or PrepareOptions()
     _check(options)
-    out = Path(out)
+    out = _not_among(sources, Path(out))
     work = out / WORK
     tell = progress or (lambda event: None)
     tokenizer = BertTokenizer.from_pretrained(str(tokenizer_dir))
@@ -191,6 +191,16 @@ def prepare(
         tokenizer.save_pretrained(work / "tokenizer")  # without it nobody could read the shards
         _commit(out, Manifest(plan, report))
     return msgspec.structs.replace(report, parts_kept=kept)
+
+
+def _not_among(sources: Sequence[str], out: Path) -> Path:
+    """`out`, unless the next run would read its shards as text."""
+    for source in sources:
+        if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+            raise UsageError(
+                f"{out} lies in {source}, whose files are the text; name another --out"
+            )
+    return out
 
 
 def _report(

@@ -260,6 +260,7 @@ def _finish(run: Run) -> PretrainResult:
             "nsp_accuracy": run.last_eval.nsp_accuracy if run.last_eval.pairs else None,
             "unigram_loss": run.baseline.loss,
             "unigram_accuracy": run.baseline.accuracy,
+            "nsp_constant_accuracy": run.baseline.nsp_accuracy if run.last_eval.pairs else None,
         }
     result = PretrainResult(
         run=run.out,

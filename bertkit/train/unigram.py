@@ -21,10 +21,17 @@ _COUNTED = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The unigram model on the held-out masked positions: loss in nats, accuracy."""
+    """What needs no reading, on the held-out masks.
+
+    Attributes:
+        loss: of the unigram model, in nats.
+        accuracy: of its best guess.
+        nsp_accuracy: of the same answer for every pair; NaN without pairs.
+    """
 
     loss: float
     accuracy: float
+    nsp_accuracy: float
 
 
 def word_shares(stores: Sequence[TokenStore], tokenizer: BertTokenizer) -> NDArray[np.float64]:
@@ -44,7 +51,7 @@ def word_shares(stores: Sequence[TokenStore], tokenizer: BertTokenizer) -> NDArr
 
 
 def unigram_baseline(shares: NDArray[np.float64], dev: Sequence[PretrainBatch]) -> Baseline:
-    """Loss and accuracy of guessing every masked word by its frequency in the training text.
+    """What needs no reading: masked words guessed by their frequency, one answer for all pairs.
 
     A model whose loss stays at this one has not begun to read its context.
 
@@ -53,10 +60,13 @@ def unigram_baseline(shares: NDArray[np.float64], dev: Sequence[PretrainBatch]) 
         dev: batches with fixed masks.
     """
     labels = np.concatenate([b.mlm_labels.numpy() for b in dev] or [np.zeros(0, np.int64)])
+    pairs = np.concatenate([b.nsp_labels.numpy() for b in dev] or [np.zeros(0, np.int64)])
+    pairs = pairs[pairs >= 0]
+    constant = np.bincount(pairs).max() / len(pairs) if len(pairs) else np.nan
     if not len(labels):
-        return Baseline(float("nan"), float("nan"))
+        return Baseline(float("nan"), float("nan"), float(constant))
     loss = -np.log(shares[labels]).mean()
-    return Baseline(float(loss), float((labels == shares.argmax()).mean()))
+    return Baseline(float(loss), float((labels == shares.argmax()).mean()), float(constant))
 
 
 def has_new_bias(model: Model) -> bool:

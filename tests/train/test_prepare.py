@@ -399,6 +399,14 @@ def test_options_out_of_range(tmp_path: Path, tokenizer: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_shards_are_not_put_among_the_texts(tmp_path: Path, tokenizer: Path) -> None:
+    folder = Path(write(tmp_path, corpus(30))).parent
+    for out in (folder, folder / "deep" / "data"):
+        with pytest.raises(UsageError, match="whose files are the text; name another --out"):
+            prepare([str(folder)], tokenizer, out, PrepareOptions())
+    assert not (folder / "deep").exists()
+
+
 def test_parts_come_back_and_damage_is_seen(tmp_path: Path, tokenizer: Path) -> None:
     source = write(tmp_path, corpus(30))
     encoder = ChunkEncoder(EncodeSettings(str(tokenizer), "x"))

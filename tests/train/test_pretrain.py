@@ -135,6 +135,10 @@ def test_card_and_curves(finished: PretrainResult, data: Path) -> None:
     assert (
         f"| {finished.figures['mlm_loss']:.3f} | {finished.figures['unigram_loss']:.3f} |" in card
     )
+    figures = finished.figures
+    pairs = f"accuracy | {figures['nsp_accuracy']:.3f} | {figures['nsp_constant_accuracy']:.3f} |"
+    assert pairs in card
+    assert figures["nsp_constant_accuracy"] >= 0.5
     assert "160 steps" in card
     assert "learning_rate = 0.005" in card
     assert (

@@ -31,12 +31,15 @@ def test_the_baseline_is_that_of_counting_words(source: Source, dev: list[Pretra
     assert found.loss == pytest.approx(float(loss), rel=1e-9)
     best = max(counts, key=lambda word: counts[word])
     assert found.accuracy == pytest.approx(labels.count(best) / len(labels))
+    pairs = Counter(label for batch in dev for label in batch.nsp_labels.tolist() if label >= 0)
+    assert found.nsp_accuracy == pytest.approx(max(pairs.values()) / pairs.total())
 
 
 def test_without_held_out_masks_there_is_no_baseline() -> None:
     found = unigram_baseline(np.full(9, 1 / 9), [])
     assert np.isnan(found.loss)
     assert np.isnan(found.accuracy)
+    assert np.isnan(found.nsp_accuracy)
 
 
 def test_a_new_model_starts_at_the_baseline(source: Source, dev: list[PretrainBatch]) -> None:

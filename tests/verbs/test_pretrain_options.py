@@ -154,7 +154,11 @@ def test_what_is_plainly_wrong_is_refused_before_torch_is_loaded(tmp_path: Path)
         "used is not empty and holds no run; name another --out": [*right[:2], str(used)],
         "say one of them": [*right, "--resume", "--overwrite"],
         "thesis.txt is a file": [*right[:2], str(used / "thesis.txt")],
-        "no setting is called 'train.stepz'": [*right, "--set", "train.stepz=3"],
+        "no setting is called 'train.stepz'; did you mean train.steps": [
+            *right,
+            "--set",
+            "train.stepz=3",
+        ],
         "train.steps=0: expected a whole number >= 1": [*right, "--steps", "0"],
         "no recipe is called 'mine'; there are bert-paper": [*right, "--recipe", "mine"],
         "mine.toml: cannot be read: No such file": [*right, "--recipe", "mine.toml"],
