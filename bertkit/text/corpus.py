@@ -22,18 +22,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from bertkit.checkpoint.files import json_kind
 from bertkit.errors import DataError, UsageError
+from bertkit.text.column import BadFile, arrow_column, column_number, parquet_column
 from bertkit.text.sources import BROKEN, ROWS, expand_sources, kind_of, open_source
 
 MAX_DOCUMENT_CHARS = 1_000_000
 KEPT_MESSAGES = 10
-
-
-class _BadFile(Exception):
-    """A file that cannot be read, or no further: the reason, the line, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def read_documents_of(
             yield from _from_rows(reader, _json_rows(reader))
         else:
             yield from _from_lines(reader)
-    except _BadFile as error:
+    except BadFile as error:
         reader.bad(*error.args)
     except BROKEN as error:
         reader.bad("broken file", None, f"cannot be read: {_say(error)}")
@@ -292,7 +289,7 @@ def _csv_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
         if not row:
             continue
         if column < 0:
-            column = _column(row, name, rows.line_num)
+            column = column_number(row, name, rows.line_num)
         elif column >= len(row):
             what = f"{len(row)} columns, {name!r} would be number {column + 1}"
             reader.bad("missing field", rows.line_num, what)
@@ -306,8 +303,8 @@ def _table_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
 
     number = 0
     try:
-        batches = _parquet_batches(reader) if kind == ".parquet" else _arrow_batches(reader)
-        for column in batches:
+        batches = parquet_column if kind == ".parquet" else arrow_column
+        for column in batches(reader.source, reader.options.field):
             for value in column:
                 number += 1
                 try:
@@ -317,44 +314,6 @@ def _table_rows(reader: _Reader, kind: str) -> Iterator[tuple[int, object]]:
     except pa.ArrowException as error:
         what = f"cannot be read as {kind[1:]}: {_say(error)[:200]}"
         reader.bad("broken file", number or None, what)
-
-
-def _column(names: list[str], name: str, line: int | None = None) -> int:
-    """Where the column is; a file without it is bad."""
-    if name not in names:
-        known = ", ".join(map(repr, names[:10]))[:300]
-        what = f"no column {name!r}; there are {known}; name one with --field"
-        raise _BadFile("file without the field", line, what)
-    return names.index(name)
-
-
-def _parquet_batches(reader: _Reader) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    name = reader.options.field
-    with pq.ParquetFile(reader.source, pre_buffer=False) as file:
-        _column(file.schema_arrow.names, name)
-        for batch in file.iter_batches(batch_size=256, columns=[name]):
-            yield batch.column(0)
-
-
-def _arrow_batches(reader: _Reader) -> Iterator[Any]:
-    import pyarrow as pa
-
-    name = reader.options.field
-    with pa.OSFile(reader.source, "rb") as file:
-        magic = file.read(6) == b"ARROW1"
-        file.seek(0)
-        if magic:
-            table = pa.ipc.open_file(file)
-            _column(table.schema.names, name)
-            for i in range(table.num_record_batches):
-                yield table.get_batch(i).column(name)
-        else:
-            stream = pa.ipc.open_stream(file)
-            _column(stream.schema.names, name)
-            for batch in stream:
-                yield batch.column(name)
 
 
 def _lines(reader: _Reader) -> Iterator[tuple[int, str]]:
@@ -367,7 +326,7 @@ def _lines(reader: _Reader) -> Iterator[tuple[int, str]]:
             if number == 1 and utf8 and raw is not None:
                 raw = raw.removeprefix(codecs.BOM_UTF8)
                 if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise _BadFile("bad encoding", None, f"this is UTF-16; {_to_utf8('UTF-16')}")
+                    raise BadFile("bad encoding", None, f"this is UTF-16; {_to_utf8('UTF-16')}")
             if raw is None:
                 reader.bad("line too long", number, too_long)
             elif b"\0" in raw:

@@ -146,7 +146,7 @@ def kill_at_random(arguments: list[str], out: Path, kills: int, steps: int) -> i
         assert code == -signal.SIGKILL, out.with_suffix(".err").read_text()
 
 
-def killed_equals_straight(model: Path, folder: Path, kills: int, epochs: int) -> None:
+def assert_killed_equals_straight(model: Path, folder: Path, kills: int, epochs: int) -> None:
     train, dev = write_files("classify", folder, 160, 30)
     settings = [f"train.epochs={epochs}", "checkpoint.every_steps=4", "train.adversarial=fgm"]
 
@@ -161,4 +161,4 @@ def killed_equals_straight(model: Path, folder: Path, kills: int, epochs: int) -
 
 @pytest.mark.slow
 def test_killed_many_times(model: Path, tmp_path: Path) -> None:
-    killed_equals_straight(model, tmp_path, kills=15, epochs=32)
+    assert_killed_equals_straight(model, tmp_path, kills=15, epochs=32)
