@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-from bertkit.errors import DataError
+from bertkit.errors import DataError, UsageError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -55,6 +55,20 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     if not files:
         raise DataError("no text was given; name files, folders or globs, or - for standard input")
     return list(dict.fromkeys(files))
+
+
+def apart_from(sources: Sequence[str], out: Path) -> Path:
+    """`out`, unless it lies in a folder of the sources: the next run would read it as text.
+
+    Raises:
+        UsageError: it does.
+    """
+    for source in map(Path, sources):
+        if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+            raise UsageError(
+                f"{out} lies in {source}, whose files are the text; name another --out"
+            )
+    return out
 
 
 def kind_of(path: str) -> str:

@@ -25,7 +25,7 @@ from msgspec import Struct
 from bertkit.data.shards import TokenStore
 from bertkit.errors import DataError, StaleDataError, UsageError
 from bertkit.text.corpus import CorpusReport
-from bertkit.text.sources import expand_sources
+from bertkit.text.sources import apart_from, expand_sources
 from bertkit.text.tokenizer import BertTokenizer
 from bertkit.text.vocab import ScriptCoverage
 from bertkit.train.merge import Merged, MergeSettings, SplitReport, merge_parts
@@ -158,7 +158,7 @@ def prepare(
     """
     options = options or PrepareOptions()
     _check(options)
-    out = _not_among(sources, Path(out))
+    out = apart_from(sources, Path(out))
     work = out / WORK
     tell = progress or (lambda event: None)
     tokenizer = BertTokenizer.from_pretrained(str(tokenizer_dir))
@@ -191,16 +191,6 @@ def prepare(
         tokenizer.save_pretrained(work / "tokenizer")  # without it nobody could read the shards
         _commit(out, Manifest(plan, report))
     return msgspec.structs.replace(report, parts_kept=kept)
-
-
-def _not_among(sources: Sequence[str], out: Path) -> Path:
-    """`out`, unless the next run would read its shards as text."""
-    for source in sources:
-        if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-            raise UsageError(
-                f"{out} lies in {source}, whose files are the text; name another --out"
-            )
-    return out
 
 
 def _report(

@@ -139,7 +139,7 @@ def vocab(
     if options.add is not None:
         raise UsageError("--add goes with --extend MODEL; the size of a new vocabulary is --size")
     from bertkit.text.corpus import CorpusReport
-    from bertkit.text.sources import expand_sources
+    from bertkit.text.sources import apart_from, expand_sources
     from bertkit.text.vocab import VocabOptions, build_tokenizer
 
     chosen = VocabOptions(
@@ -151,6 +151,7 @@ def vocab(
     )
     read, held_out = CorpusReport(), list[str]()
     texts = _learned_from(expand_sources(corpus), reading.for_reader(), read, held_out)
+    apart_from(corpus, options.out)
     if options.out.is_file():
         raise UsageError(f"--out {options.out} is a file; name a folder")
     if (options.out / "tokenizer.json").exists() and not options.overwrite:
@@ -177,12 +178,12 @@ def _extend(
     corpus: list[str], model: str, options: VocabFlags, reading: ReadingOptions, common: Common
 ) -> None:
     from bertkit.text.corpus import CorpusReport
-    from bertkit.text.sources import expand_sources
+    from bertkit.text.sources import apart_from, expand_sources
     from bertkit.verbs.grow import check_extend, extend, extension
 
     read, held_out = CorpusReport(), list[str]()
     files, options_of_reader = expand_sources(corpus), reading.for_reader()
-    check_extend(model, options.out, options.overwrite, options.shaping())
+    check_extend(model, apart_from(corpus, options.out), options.overwrite, options.shaping())
     report = extend(
         model,
         _learned_from(files, options_of_reader, read, held_out, HELD_OUT_EVERY_EXTENDING),

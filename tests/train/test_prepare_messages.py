@@ -189,6 +189,7 @@ def test_a_mistake_in_the_input_is_told_before_what_is_in_the_way(
         (["vocab", str(source), "--out", english, "--encoding", "x"], "no text encoding 'x'"),
         (["vocab", str(source), "--out", english], "holds a tokenizer already"),
         (["vocab", gone, "--extend", english, "--out", str(source)], "gone.txt: no such file"),
+        (["vocab", str(tmp_path), "--out", str(tmp_path / "new")], "whose files are the text"),
         (["prepare", gone, "--tokenizer", english, "--out", str(source)], "gone.txt: no such file"),
     ):
         assert main(command) in (1, 2)
