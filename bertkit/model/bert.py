@@ -32,6 +32,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
+# Tokens meet in attention alone. On a CPU they go through the rest of a layer this many at a time,
+# so that the wide numbers between stay near the cache: with 6,656 tokens `mini` then trains 7%
+# faster, with 8,192 it predicts 19% faster (two Zen 3 cores, fp32).
+TOKENS_AT_ONCE = 1024
+
 
 class BertEmbeddings(nn.Module):
     """Word, position and segment embeddings, added, normalised, dropped out."""
@@ -151,8 +156,27 @@ class BertLayer(nn.Module):
         """[T, D] -> [T, D], or [R, D] for the `rows` ([R], ascending) that are read."""
         asking = hidden if rows is None else hidden.index_select(0, rows)
         context, maps = self.attention.self(hidden, asking, row_spans or spans, spans, want_maps)
+        many = pieces_of(asking, self)
+        if many == 1:
+            return self.each(context, asking), maps
+        pieces = zip(context.tensor_split(many), asking.tensor_split(many), strict=True)
+        return torch.cat([self.each(*piece) for piece in pieces]), maps
+
+    def each(self, context: Tensor, asking: Tensor) -> Tensor:
+        """What each token makes by itself of [R, D] from attention and its own [R, D] -> [R, D]."""
         attended = self.attention.output(context, asking)
-        return self.output(self.intermediate(attended), attended), maps
+        return self.output(self.intermediate(attended), attended)  # type: ignore[no-any-return]
+
+
+def pieces_of(tokens: Tensor, layer: nn.Module) -> int:
+    """In how many pieces tokens go through a layer; a hook inside sees all of them at once."""
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return 1
+    watched = any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+        for part in layer.modules()
+    )
+    return 1 if watched else max(1, -(-len(tokens) // TOKENS_AT_ONCE))
 
 
 class BertEncoder(nn.Module):

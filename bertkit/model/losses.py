@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Logits are made, used and thrown away this many bytes at a time. On two cores 16 MiB (134 rows of
-# a 30,522-word vocabulary in fp32) stays near the cache; a GPU wants few, large products.
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 2 << 30}
+# Logits are made, used and thrown away this many bytes at a time: 1,000 masked words of 256 numbers
+# and 30,522 candidates go at 87 GFLOP/s in chunks of 16 MiB, at 107 in chunks of 64, which are 549
+# rows (two Zen 3 cores, fp32). A GPU wants few, large products.
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 # Rows of logits start at multiples of this many numbers: the product that makes the 30,522 logits
 # of 304 rows takes 65 ms then, and 99 ms where they lie end to end (one Zen 3 core, fp32).
 ROW_MULTIPLE = 16
@@ -104,27 +105,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if wants_grad:
             fresh = torch.empty_like(weight) if len(hidden) else torch.zeros_like(weight)
             grads = torch.empty_like(hidden), fresh, torch.zeros_like(bias)
-        rows = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
+        most = max(16, CHUNK_BYTES[hidden.device.type] // (4 * len(weight)))
+        rows = -(-len(hidden) // max(1, -(-len(hidden) // most)))  # chunks of one size
         width = -(-len(weight) // ROW_MULTIPLE) * ROW_MULTIPLE
-        whole = hidden.new_empty(min(rows, len(hidden)), width)
-        for start in range(0, len(hidden), rows):
+        whole = hidden.new_empty(rows, width)
+        for start in range(0, len(hidden), max(1, rows)):
             part = slice(start, start + rows)
-            logits = whole[: len(labels[part]), : len(weight)]
-            torch.addmm(bias, hidden[part], weight.t(), out=logits)
-            # Five passes over the logits: highest, subtract, exp, sum, divide.
-            logits = logits.to(exact)
+            padded = whole[: len(labels[part])]
+            torch.addmm(bias, hidden[part], weight.t(), out=padded[:, : len(weight)])
+            padded[:, len(weight) :] = -torch.inf
+            # Three passes over the logits: highest, softmax, highest share.
+            padded = padded.to(exact)
             target = labels[part].unsqueeze(-1)
-            highest = logits.amax(-1, keepdim=True)
-            chosen = logits.gather(-1, target) - highest
+            chosen = padded.gather(-1, target) - padded.amax(-1, keepdim=True)
             correct += (chosen == 0).sum()
-            slope = logits.sub_(highest).exp_()
-            norm = slope.sum(-1, keepdim=True)
-            total += (norm.log() - chosen).sum()
+            torch.softmax(padded, -1, out=padded)
+            # The highest logit's share is 1 / sum(exp(logits - highest)).
+            total -= (chosen + padded.amax(-1, keepdim=True).log()).sum()
             if grads is None:
                 continue
-            slope.mul_(norm.reciprocal_())  # the softmax
-            slope.scatter_(-1, target, slope.gather(-1, target) - 1)
-            slope = slope.to(hidden.dtype)
+            padded.scatter_(-1, target, padded.gather(-1, target) - 1)
+            slope = padded[:, : len(weight)].to(hidden.dtype)
             torch.mm(slope, weight, out=grads[0][part])
             grads[1].addmm_(slope.t(), hidden[part], beta=min(start, 1))  # the first one fills
             grads[2].add_(slope.sum(0))

@@ -15,6 +15,7 @@ from torch import Tensor
 from bertkit.batch import PretrainBatch
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import DataError
+from bertkit.model import bert
 from bertkit.model.bert import BertModel
 from bertkit.model.heads import (
     BertForMaskedLM,
@@ -213,6 +214,34 @@ def test_the_last_layer_for_readers_equals_the_whole_last_layer(first: bool) -> 
     readers = batch.readers(first=first)
     with torch.no_grad():
         assert_close(ours.encode(batch, readers), ours.encode(batch)[readers.rows], 1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 16, 34])
+def test_a_layer_in_pieces_equals_a_layer_in_one(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = both()
+    ours.train()  # with dropout at 0
+    batch, _ = pretrain_batch(rows("right"))
+    wanted = gradients(ours, ours.pretraining_loss(batch))
+    monkeypatch.setattr(bert, "TOKENS_AT_ONCE", at_once)
+    for name, grad in gradients(ours, ours.pretraining_loss(batch)).items():
+        assert_close(grad, wanted[name], 1e-6)
+
+
+def test_a_hook_sees_all_tokens_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ours = both("BertModel")
+    seen: list[int] = []
+    monkeypatch.setattr(bert, "TOKENS_AT_ONCE", 4)
+    batch = packed(rows("right"))
+    first, second = (layer.intermediate for layer in ours.encoder.layer)
+    with first.register_forward_hook(lambda module, given, out: seen.append(len(out))):
+        ours.encode(batch)
+    assert seen == [len(batch.input_ids)]
+    assert bert.pieces_of(batch.input_ids, first) > 1
+    with second.register_full_backward_hook(lambda module, given, out: seen.append(len(out[0]))):
+        ours.encode(batch).sum().backward()
+    assert seen == [len(batch.input_ids)] * 2
 
 
 def test_logits_at_positions_and_of_pairs_equal_the_padded_call() -> None:
