@@ -79,6 +79,7 @@ def linear_cross_entropy(
 
     Returns:
         The sum over M (scalar, fp32 or fp64) and the count of correct best guesses (scalar, int64).
+        One backward pass through the sum is possible, not two.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -129,8 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch.mm(slope, weight, out=grads[0][part])
             grads[1].addmm_(slope.t(), hidden[part], beta=min(start, 1))  # the first one fills
             grads[2].add_(slope.sum(0))
-        if grads is not None:
-            ctx.save_for_backward(*grads)
+        ctx.grads = grads  # type: ignore[attr-defined]
         ctx.mark_non_differentiable(correct)
         return total, correct
 
@@ -138,5 +138,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(
         ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        hidden, weight, bias = (g * grad.to(g.dtype) for g in ctx.saved_tensors)  # type: ignore[attr-defined]
+        # In place: a second copy of the weights' gradient was 1.3% of a step of mini.
+        grads, ctx.grads = ctx.grads, None  # type: ignore[attr-defined]
+        if grads is None:
+            raise RuntimeError("linear_cross_entropy: its gradients have been used already")
+        hidden, weight, bias = (g.mul_(grad.to(g.dtype)) for g in grads)
         return hidden, weight, bias, None

@@ -224,7 +224,7 @@ def test_a_layer_in_pieces_equals_a_layer_in_one(
     ours.train()  # with dropout at 0
     batch, _ = pretrain_batch(rows("right"))
     wanted = gradients(ours, ours.pretraining_loss(batch))
-    monkeypatch.setattr(bert, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(bert, "WIDE_BYTES", at_once * 80 * 4)
     for name, grad in gradients(ours, ours.pretraining_loss(batch)).items():
         assert_close(grad, wanted[name], 1e-6)
 
@@ -232,14 +232,16 @@ def test_a_layer_in_pieces_equals_a_layer_in_one(
 def test_a_hook_sees_all_tokens_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     _, ours = both("BertModel")
     seen: list[int] = []
-    monkeypatch.setattr(bert, "TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr(bert, "WIDE_BYTES", 4 * 80 * 4)
     batch = packed(rows("right"))
-    first, second = (layer.intermediate for layer in ours.encoder.layer)
-    with first.register_forward_hook(lambda module, given, out: seen.append(len(out))):
+    first, second = ours.encoder.layer
+    with first.intermediate.register_forward_hook(lambda module, given, out: seen.append(len(out))):
         ours.encode(batch)
     assert seen == [len(batch.input_ids)]
-    assert bert.pieces_of(batch.input_ids, first) > 1
-    with second.register_full_backward_hook(lambda module, given, out: seen.append(len(out[0]))):
+    assert bert.pieces_of(torch.zeros(35, 48), first) == 9
+    with second.intermediate.register_full_backward_hook(
+        lambda module, given, out: seen.append(len(out[0]))
+    ):
         ours.encode(batch).sum().backward()
     assert seen == [len(batch.input_ids)] * 2
 

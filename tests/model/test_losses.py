@@ -41,6 +41,13 @@ def test_equals_torch(rows: int, chunk_rows: int, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(a, b.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_are_used_once() -> None:
+    total, _ = linear_cross_entropy(*inputs(20))
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used already"):
+        total.backward()
+
+
 def test_nothing_masked_is_nothing() -> None:
     hidden, weight, bias, labels = inputs(0)
     total, correct = linear_cross_entropy(hidden, weight, bias, labels)
