@@ -108,7 +108,7 @@ _SPECS = [
     TaskSpec(
         name="mrpc", task="classify", form="table", metrics=("f1", "accuracy"), max_length=128,
         train=(Source("mrpc/train.tsv"),), dev=Source("mrpc/dev.tsv"),
-        limit=2_400, dev_limit=408, speed_examples=768,
+        limit=2_400, dev_limit=408, learning_rate=1e-4, speed_examples=768,
     ),
     TaskSpec(
         name="stsb", task="regress", form="table", metrics=("pearson", "spearman"), max_length=128,
