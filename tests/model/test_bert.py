@@ -280,6 +280,7 @@ def test_gradient_checkpointing_changes_no_bit(dropout: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_equals_eager() -> None:
     _, ours = both()
     batches = [
