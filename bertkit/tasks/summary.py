@@ -71,7 +71,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """One line each for rows, labels and lengths."""
-        rows = f"{self.rows:,} rows"
+        rows = f"{self.rows:,} {'row' if self.rows == 1 else 'rows'}"
         if 0 < self.unlabelled < self.rows:
             rows += f", {self.unlabelled:,} without a label"
         found = [rows]
