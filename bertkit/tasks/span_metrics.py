@@ -277,8 +277,7 @@ class TagMeter(ScoredMeter[TagRow]):
         names = ("precision", "recall", "f1")
         found = {name: figures[f"micro_{name}"] for name in names}
         loose = self.conlleval.figures()
-        # Its f1 first: a line of progress shows four figures.
-        found |= {f"conlleval_{name}": loose[f"micro_{name}"] for name in reversed(names)}
+        found |= {f"conlleval_{name}": loose[f"micro_{name}"] for name in names}
         if not self.wordless:
             found["accuracy"] = self.right_words / self.words if self.words else 0.0
         return found | figures
