@@ -24,7 +24,6 @@ from typing import Annotated, Any, Literal
 import cyclopts
 import numpy as np
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also runs as a plain script
 
@@ -96,7 +95,7 @@ DEFAULTS = Options()
 
 @dataclass(slots=True)
 class Side:
-    """A model with its optimizer; how batches are made for it; what its loss is.
+    """A model with its optimizer; how batches are made for it; how gradients are.
 
     `around` is the state of torch that a side trains in: ours uses deterministic algorithms on a
     CPU, as `bertkit pretrain` does, and pays for them; the peer is not held to that.
@@ -104,7 +103,7 @@ class Side:
 
     name: str
     parameters: list[torch.nn.Parameter]
-    loss_of: Callable[[Any], Tensor]
+    backward: Callable[[Any], object]
     make_batches: Callable[[Sequence[Example], int], list[Any]]
     machine: Runtime
     around: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -116,9 +115,7 @@ class Side:
     def step(self, batch: Any) -> None:
         """One optimizer step; the same code for both sides."""
         self.optimizer.zero_grad(set_to_none=True)
-        with self.machine.autocast():
-            loss = self.loss_of(batch)
-        loss.backward()
+        self.backward(batch)
         self.optimizer.step()
 
     def rate(self, batches: Sequence[Any], tokens: int) -> float:
@@ -152,29 +149,46 @@ def peer_side(options: Options, vocabulary: Vocabulary, kind: Kind, compile_it: 
             peers.pad_batch(examples[i : i + rows], vocabulary.pad, options.device) for i in starts
         ]
 
+    machine = machine_of(options)
+
+    def backward(batch: Any) -> None:
+        with machine.autocast():
+            loss = forward(**batch).loss
+        loss.backward()
+
     return Side(
         name="transformers, compiled" if compile_it else "transformers, eager",
         parameters=list(model.parameters()),
-        loss_of=lambda batch: forward(**batch).loss,
+        backward=backward,
         make_batches=make_batches,
-        machine=machine_of(options),
+        machine=machine,
     )
 
 
 def our_side(options: Options, vocabulary: Vocabulary, compile_it: bool) -> Side:
-    """BertForPreTraining of bertkit on ragged batches of rows * length tokens."""
+    """BertForPreTraining of bertkit on ragged batches of rows * length tokens.
+
+    Where so large a step has several replicas, a batch has a part for each.
+    """
     model = ours.our_model(options.size, vocabulary.size, options.dropout, options.length)
     model.to(options.device)
     machine = machine_of(options)
 
+    def replicated(rows: int) -> Runtime:
+        tokens = rows * options.length
+        return ours.our_machine(machine, options.size, tokens, compile_it)
+
+    most = replicated(max(options.batches))
+
     def make_batches(examples: Sequence[Example], rows: int) -> list[Any]:
+        many = replicated(rows).replicas
         groups = ours.token_batches(examples, rows * options.length)
-        return [ours.ready(group, machine.device) for group in groups]
+        return [ours.dealt(group, many, machine.device) for group in groups]
 
     return Side(
         name="bertkit, compiled" if compile_it else "bertkit, eager",
         parameters=list(model.parameters()),
-        loss_of=ours.our_loss(model, machine, compile_it),
+        backward=ours.our_backward(model, most, compile_it),
         make_batches=make_batches,
         machine=machine,
         around=partial(start, options.device, options.precision),

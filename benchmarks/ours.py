@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.examples import Example, real_tokens
 from bertkit.batch import PretrainBatch, Readers
 from bertkit.checkpoint.config import BertConfig
+from bertkit.data.collate import split_evenly
 from bertkit.runtime import Runtime
+from bertkit.settings import SIZES, TrainSettings
+from bertkit.train.replicas import each_part, with_replicas
 from bertkit.train.step import wrap
 
 # A batch and the positions that its heads read, both ready on the device, as the loader hands them.
@@ -34,17 +37,31 @@ def our_model(size: str, vocab_size: int, dropout: float, length: int) -> Any:
     return BertForPreTraining(config).train()
 
 
-def our_loss(model: Any, machine: Runtime, compile_it: bool) -> Callable[[Ready], Tensor]:
-    """The loss that `bertkit pretrain` steps on: its own module, its own way of compiling."""
+def our_machine(machine: Runtime, size: str, tokens: int, compile_it: bool) -> Runtime:
+    """The machine with as many replicas as `bertkit pretrain` has in steps of so many tokens."""
+    return with_replicas(machine, TrainSettings(), compile_it, SIZES[size][1], tokens)
+
+
+def our_backward(model: Any, machine: Runtime, compile_it: bool) -> Callable[[list[Ready]], Tensor]:
+    """How `bertkit pretrain` leaves a step's gradients: its module, replicas, way of compiling.
+
+    What is returned takes the step's examples, a part for each replica, and returns their loss.
+    """
     module = wrap(model, machine, compile_it)
 
-    def loss_of(item: Ready) -> Tensor:
-        batch, readers = item
-        loss: Tensor
-        loss, _ = module(batch, readers, float(len(batch.mlm_labels)), float(len(batch.lengths)))
-        return loss
+    def backward(parts: list[Ready]) -> Tensor:
+        masked = float(sum(len(batch.mlm_labels) for batch, _ in parts))
+        pairs = float(sum(len(batch.lengths) for batch, _ in parts))
 
-    return loss_of
+        def one(module: nn.Module, _: int, part: Ready) -> Tensor:
+            with machine.autocast():
+                loss, _ = module(*part, masked, pairs)
+            loss.backward()
+            return loss.detach()  # type: ignore[no-any-return]
+
+        return torch.stack(each_part(module, parts, one)).sum()
+
+    return backward
 
 
 def ready(examples: Sequence[Example], device: str | torch.device) -> Ready:
@@ -52,6 +69,13 @@ def ready(examples: Sequence[Example], device: str | torch.device) -> Ready:
     batch = ragged_batch(examples)
     readers = batch.readers(first=True)
     return batch.to(device), readers.to(device)
+
+
+def dealt(examples: Sequence[Example], parts: int, device: str | torch.device) -> list[Ready]:
+    """A step's examples as the loader deals them to replicas: parts of about as many tokens."""
+    lengths = np.array([len(example.ids) for example in examples])
+    dealt = split_evenly(lengths, min(parts, len(examples)))
+    return [ready([examples[i] for i in part.tolist()], device) for part in dealt]
 
 
 def ragged_batch(examples: Sequence[Example]) -> PretrainBatch:

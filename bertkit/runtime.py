@@ -29,6 +29,7 @@ class Runtime:
         rank: the number of this process, 0 to world - 1.
         world: how many processes share the global batch.
         threads: CPU threads of this process; bit-identical resuming needs the same number.
+        replicas: copies of the model among which a step's examples and the threads are shared.
     """
 
     device: torch.device
@@ -36,6 +37,7 @@ class Runtime:
     rank: int
     world: int
     threads: int
+    replicas: int = 1
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -145,13 +147,13 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return getattr(library, "malloc_trim", None)
 
 
-def seed_step(seed: int, step: int, part: int) -> None:
-    """Seed torch for one micro-batch, so that its dropout is a function of (seed, step, part)."""
+def step_seed(seed: int, step: int, part: int) -> int:
+    """What one micro-batch's dropout is seeded by: a function of (seed, step, part)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + part) & (2**64 - 1)
     # torch's CPU generator reads the low 32 bits only: bring the others down (splitmix64).
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ mixed >> shift) * factor & (2**64 - 1)
-    torch.manual_seed((mixed ^ mixed >> 31) & (2**63 - 1))
+    return (mixed ^ mixed >> 31) & (2**63 - 1)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

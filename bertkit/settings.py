@@ -104,6 +104,9 @@ class TrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    # On a CPU, copies of the model that share each step's examples and the threads; every one has
+    # gradients of its own. None: two where that is faster (see train/replicas.py).
+    replicas: Positive | None = None
     gradient_checkpointing: bool = False
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     # A step whose loss is NaN, or whose loss stands spike_sigma deviations above the recent mean.
@@ -256,6 +259,9 @@ class TaskTrainSettings(Struct, kw_only=True, forbid_unknown_fields=True):
     metric_for_best_model: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    # On a CPU, copies of the model that share each step's examples and the threads; every one has
+    # gradients of its own. None: two where that is faster (see train/replicas.py).
+    replicas: Positive | None = None
     gradient_checkpointing: bool = False
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     # So many runs, with seed, seed + 1, ...; their figures' mean and deviation are told.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,10 @@ def test_sides_compute_the_same_loss() -> None:
     examples = make_examples(random_documents(TOY, 6), "pairs", TOY, length=64, count=8)
     theirs = peer(**peers.pad_batch(examples, TOY.pad, "cpu")).loss
     machine = bench_step.machine_of(bench_step.Options())
-    loss = ours.our_loss(model, machine, compile_it=False)(ours.ready(examples, "cpu"))
-    torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-5)
+    for many in (1, 2):
+        backward = ours.our_backward(model, replace(machine, replicas=many), compile_it=False)
+        loss = backward([ours.ready(examples[i::many], "cpu") for i in range(many)])
+        torch.testing.assert_close(loss, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_quality_peer_trains_saves_and_is_scored(tmp_path: Path) -> None:

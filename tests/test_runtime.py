@@ -79,7 +79,7 @@ def test_one_rank_sums_to_itself() -> None:
 
 def test_dropout_seeds_differ_by_seed_step_and_part_and_repeat() -> None:
     def draw(seed: int, step: int, part: int) -> float:
-        runtime.seed_step(seed, step, part)
+        torch.manual_seed(runtime.step_seed(seed, step, part))
         return torch.rand(()).item()
 
     places = [(seed, step, part) for seed in (0, 1, 2**62) for step in range(4) for part in (0, 1)]

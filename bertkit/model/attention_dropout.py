@@ -104,7 +104,7 @@ def _plan(q_lengths: Tensor, k_lengths: Tensor, heads: int) -> _Plan:
     return _planned(tuple(q_lengths.tolist()), tuple(k_lengths.tolist()), heads)
 
 
-@lru_cache(maxsize=4)  # every layer of a step asks for the same plan, in both directions
+@lru_cache(maxsize=16)  # every layer of a step asks for the same plan, in both directions
 def _planned(q_lengths: tuple[int, ...], k_lengths: tuple[int, ...], heads: int) -> _Plan:
     buckets = buckets_of(torch.tensor(q_lengths), torch.tensor(k_lengths))
     queries = [(index_of(b.queries), b.query_length, b.real) for b in buckets]

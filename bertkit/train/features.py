@@ -262,7 +262,7 @@ def _repeated(members: Ints, wanted: int, seed: int, epoch: int) -> Ints:
 def split_step(store: FeatureStore, examples: Ints, world: int, micro_tokens: int) -> list[Ints]:
     """One step's examples as micro-batches, a multiple of the ranks; some may be empty.
 
-    Neither their number nor the ranks change which examples a step holds.
+    Neither their number, nor the ranks, nor replicas change which examples a step holds.
 
     Args:
         store: where they are.

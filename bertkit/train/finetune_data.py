@@ -56,6 +56,13 @@ class TrainData:
         targets = self.store.targets.contiguous().numpy()
         return zlib.crc32(targets.tobytes(), zlib.crc32(self.store.ids.tobytes()))
 
+    @property
+    def step_tokens(self) -> float:
+        """Tokens of a micro-batch, in the mean."""
+        train = self.recipe.train
+        tokens = float(self.store.tokens.mean()) * min(train.batch_size, len(self.store))
+        return min(tokens, train.micro_tokens or tokens)
+
     def epoch(self, epoch: int) -> Epoch:
         """One pass over the data: its order, and its rows as they are in it."""
         data, seed = self.recipe.data, self.recipe.train.seed
@@ -114,7 +121,10 @@ class Epoch:
     def step(self, number: int, machine: Runtime) -> list[Micro]:
         """The micro-batches of a step that are this rank's."""
         chosen = self.order[number * self.batch_size : (number + 1) * self.batch_size]
-        parts = split_step(self.store, chosen, machine.world, self.micro_tokens)
+        micro_tokens = -(-self.micro_tokens // machine.replicas)
+        parts = split_step(self.store, chosen, machine.world * machine.replicas, micro_tokens)
+        if machine.world == 1:
+            return [Micro(self.store.batch(part)) for part in parts if len(part)]
         return [
             Micro(self.store.batch(part if len(part) else chosen[:1]), len(part) > 0)
             for part in parts[machine.rank :: machine.world]

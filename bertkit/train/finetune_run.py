@@ -40,7 +40,8 @@ from bertkit.train.log import Progress, RunLog
 from bertkit.train.lora import merged_state
 from bertkit.train.objectives import Objective, class_weights
 from bertkit.train.rates import TaskOptimizer
-from bertkit.train.run import check_same_machine
+from bertkit.train.replicas import with_replicas
+from bertkit.train.run import check_same_machine, note_machine
 from bertkit.train.setup import wants_compile
 from bertkit.train.state import RunState, restore_state
 
@@ -181,8 +182,10 @@ def prepare_run(
     if place.first:
         told["train"] = census.summary.lines() + data.lines()
         _tell(progress, files, parts, told)
+    compiled = wants_compile(recipe, machine)
+    machine = with_replicas(machine, train, compiled, config.hidden_size, data.step_tokens)
     model, optimizers, state = _begin(found, task, data, recipe, machine, progress, place.first)
-    state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
+    note_machine(state, machine)
     board = out / "tensorboard" if recipe.log.tensorboard else None
     objective = _objective(task, recipe, data, machine)
     return TaskRun(
@@ -194,7 +197,7 @@ def prepare_run(
         parts=parts,
         data=data,
         model=model,
-        module=wrap(model, objective, machine, wants_compile(recipe, machine)),
+        module=wrap(model, objective, machine, compiled),
         optimizers=optimizers,
         state=state,
         budget=TaskBudget(train, state, machine, begun),

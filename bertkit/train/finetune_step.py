@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bertkit.runtime import Runtime, seed_step
+from bertkit.model.dropout import seed_masks
+from bertkit.runtime import Runtime, step_seed
 from bertkit.tasks.task import TaskBatch
 from bertkit.train.adversarial import adversarial_passes
 from bertkit.train.objectives import Objective
+from bertkit.train.replicas import Replicated, each_part
 from bertkit.train.step import wrapped
 
 
@@ -56,7 +59,7 @@ class StepResult:
 
 def wrap(model: Any, objective: Objective, machine: Runtime, compiled: bool) -> nn.Module:
     """The module that `forward_backward` calls."""
-    return wrapped(Finetuning(model, objective), model.bert.encoder.layer, machine, compiled)
+    return wrapped(partial(Finetuning, objective=objective), model, machine, compiled)
 
 
 def forward_backward(
@@ -79,7 +82,8 @@ def forward_backward(
         seeds: (seed, step), from which dropout's seed derives.
         stop: whether this rank was asked to stop; told to all.
     """
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    shared = isinstance(module, DistributedDataParallel | Replicated)
+    inner = module.module if shared else module
     assert isinstance(inner, Finetuning)
     objective = inner.objective
     real = [micro.batch for micro in parts if micro.counts]
@@ -115,14 +119,15 @@ def _pass(
 ) -> Tensor:
     """Add this rank's gradients of one pass, brought together at its end; returns its loss."""
     seed, step, turn = seeds
-    total = torch.zeros((), dtype=torch.float64, device=machine.device)
-    for number, (batch, counts) in enumerate(parts):
+
+    def one(module: nn.Module, number: int, micro: Micro) -> Tensor:
         part = turn * len(parts) + number
-        seed_step(seed, step, part * machine.world + machine.rank)
+        seed_masks(step_seed(seed, step, part * machine.world + machine.rank))
         if isinstance(module, DistributedDataParallel):
             module.require_backward_grad_sync = number == len(parts) - 1
         with machine.autocast():
-            loss = module(batch.to(machine.device), divisor) * float(counts)
+            loss: Tensor = module(micro.batch.to(machine.device), divisor) * float(micro.counts)
         loss.backward()
-        total += loss.detach().double()
-    return total
+        return loss.detach().double()
+
+    return torch.stack(each_part(module, parts, one)).sum(0)

@@ -47,6 +47,7 @@ def _network(run: TaskRun) -> str:
         f"{model.num_parameters(only_trainable=True):,} trained; "
         f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
         f"{counted(machine.world, 'ranks')} of {counted(machine.threads, 'threads')}"
+        + (f", {machine.replicas} replicas" if machine.replicas > 1 else "")
     )
 
 

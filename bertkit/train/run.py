@@ -21,6 +21,7 @@ from bertkit.train.budget import Budget
 from bertkit.train.forgetting import Watch, old_batches
 from bertkit.train.log import Progress, RunLog
 from bertkit.train.optim import Optimizers
+from bertkit.train.replicas import with_replicas
 from bertkit.train.setup import (
     Source,
     build_loader,
@@ -110,13 +111,15 @@ def prepare_run(
     found = newest_step(out / "checkpoints", progress.warn) if resume else None
     model = _model(recipe, source, shares, found, progress).to(machine.device).train()
     assert train.learning_rate is not None
+    compiled = wants_compile(recipe, machine)
+    machine = _replicated(machine, recipe, model, compiled)
     optimizers = Optimizers(model, train, train.learning_rate)
     state = RunState()
     if found is not None:
         state = restore_state(found, model, optimizers, RunState)
         check_same_machine(state, machine, progress)
         progress.say(f"continuing from {found} (step {state.step:,})")
-    state.threads, state.world, state.torch = machine.threads, machine.world, str(torch.__version__)
+    note_machine(state, machine)
     loader = build_loader(source.train, recipe, source.tokenizer, machine, phase=0)
     epoch_tokens = loader.epoch_tokens() if train.epochs is not None else 0
     dev = _held_out(recipe, machine, source)
@@ -127,7 +130,7 @@ def prepare_run(
         machine=machine,
         source=source,
         model=model,
-        module=wrap(model, machine, wants_compile(recipe, machine)),
+        module=wrap(model, machine, compiled),
         optimizers=optimizers,
         state=state,
         budget=Budget(train, epoch_tokens, state, machine, begun),
@@ -139,6 +142,13 @@ def prepare_run(
         watch=watch,
         last_save=time.monotonic(),
     )
+
+
+def _replicated(machine: Runtime, recipe: Recipe, model: Model, compiled: bool) -> Runtime:
+    train = recipe.train
+    assert train.batch_tokens is not None
+    tokens = min(train.batch_tokens, train.micro_tokens or train.batch_tokens)
+    return with_replicas(machine, train, compiled, model.config.hidden_size, tokens)
 
 
 def _model(
@@ -201,11 +211,18 @@ def _board(out: Path, recipe: Recipe) -> Path | None:
     return out / "tensorboard" if recipe.log.tensorboard else None
 
 
+def note_machine(state: RunState, machine: Runtime) -> None:
+    """Note what a later sitting's bits depend on."""
+    state.threads, state.world, state.replicas = machine.threads, machine.world, machine.replicas
+    state.torch = str(torch.__version__)
+
+
 def check_same_machine(state: RunState, machine: Runtime, progress: Progress) -> None:
     """Continuing elsewhere is allowed; bit-identical it is only on the same footing."""
     for name, before, now in (
         ("CPU threads", state.threads, machine.threads),
         ("ranks", state.world, machine.world),
+        ("replicas", state.replicas, machine.replicas),
         ("torch", state.torch, str(torch.__version__)),
     ):
         if before != now:
@@ -218,6 +235,7 @@ def announce(run: Run) -> None:
     """Say and log what is trained, on what machine, and which figures it has to beat."""
     machine, config = run.machine, run.model.config
     threads = f"{machine.threads} thread{'s' if machine.threads > 1 else ''}"
+    threads += f", {machine.replicas} replicas" if machine.replicas > 1 else ""
     run.progress.say(
         f"{type(run.model).__name__}: {config.num_hidden_layers} layers of {config.hidden_size}, "
         f"{config.vocab_size:,} words, {run.model.num_parameters():,} parameters; "

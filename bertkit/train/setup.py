@@ -309,7 +309,7 @@ def build_loader(
     machine: Runtime,
     phase: int,
 ) -> PretrainLoader:
-    """The stream of a phase; neither ranks nor accumulation change its order.
+    """The stream of a phase; neither ranks, replicas nor accumulation change its order.
 
     Raises:
         UsageError: see PretrainLoader.
@@ -317,7 +317,8 @@ def build_loader(
     train, data = recipe.train, recipe.data
     assert train.batch_tokens is not None
     micro = train.micro_tokens or train.batch_tokens
-    parts = machine.world * max(1, -(-train.batch_tokens // (micro * machine.world)))
+    at_once = machine.world * machine.replicas
+    parts = at_once * max(1, -(-train.batch_tokens // (micro * machine.world)))
     return PretrainLoader(
         stores,
         data,

@@ -47,6 +47,7 @@ class RunState(Struct):
         pair_loss_mean: running mean of the pairs' part of the loss; the rest is masked words'.
         threads: CPU threads a rank.
         world: ranks.
+        replicas: copies of the model a rank.
         torch: version of torch.
     """
 
@@ -65,6 +66,7 @@ class RunState(Struct):
     pair_loss_mean: float = 0.0
     threads: int = 0
     world: int = 1
+    replicas: int = 1
     torch: str = ""
 
     def is_spike(self, loss: float, sigma: float) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bertkit.batch import PretrainBatch, Readers
+from bertkit.model.dropout import seed_masks
 from bertkit.model.heads import BertForMaskedLM, BertForPreTraining
 from bertkit.model.losses import LossSums
-from bertkit.runtime import Runtime, seed_step
+from bertkit.runtime import Runtime, step_seed
+from bertkit.train.replicas import Replicated, each_part
 
 Model = BertForPreTraining | BertForMaskedLM
 
@@ -65,19 +68,22 @@ class StepResult:
 
 def wrap(model: Model, machine: Runtime, compiled: bool) -> nn.Module:
     """The module that `forward_backward` calls."""
-    return wrapped(Pretraining(model), model.bert.encoder.layer, machine, compiled)
+    return wrapped(Pretraining, model, machine, compiled)
 
 
 def wrapped(
-    module: nn.Module, layers: nn.ModuleList, machine: Runtime, compiled: bool
+    make: Callable[[Any], nn.Module], model: Any, machine: Runtime, compiled: bool
 ) -> nn.Module:
-    """The module as all ranks call it; each layer is compiled by itself when asked.
+    """The module of a model as all ranks, or replicas, call it; layers are compiled when asked.
 
     All layers share one graph (and the last, which answers for fewer rows, a second one), so
     compiling takes as long for 24 layers as for 2.
     """
+    if machine.replicas > 1:
+        return Replicated(make, model, machine)
+    module = make(model)
     if compiled:
-        for layer in layers:
+        for layer in model.bert.encoder.layer:
             layer.compile(dynamic=True)
     if machine.world > 1:
         devices = [machine.device] if machine.device.type == "cuda" else None
@@ -121,19 +127,20 @@ def forward_backward(
     masked, pairs, tokens, stops = machine.sum(counts).tolist()
     # DistributedDataParallel averages over ranks; the loss wants their sum.
     mlm_count, nsp_count = (max(n, 1.0) / machine.world for n in (masked, pairs))
-    totals = torch.zeros(4, dtype=torch.float64, device=machine.device)
-    for number, batch in enumerate(parts):
+
+    def one(module: nn.Module, number: int, batch: PretrainBatch) -> Tensor:
         if machine.world == 1 and asked():
             raise StepDropped
-        seed_step(seed, step, number * machine.world + machine.rank)
-        readers = batch.readers(first=_pools(module)).to(machine.device)
-        last = number == len(parts) - 1
+        seed_masks(step_seed(seed, step, number * machine.world + machine.rank))
+        readers = batch.readers(first=_unwrap(module).pools).to(machine.device)
         if isinstance(module, DistributedDataParallel):
-            module.require_backward_grad_sync = last
+            module.require_backward_grad_sync = number == len(parts) - 1
         with machine.autocast():
             loss, sums = module(batch.to(machine.device), readers, mlm_count, nsp_count)
         loss.backward()
-        totals += torch.stack([x.detach().double() for x in sums])
+        return torch.stack([x.detach().double() for x in sums])
+
+    totals = torch.stack(each_part(module, parts, one)).sum(0)
     return _result(machine.sum(totals).tolist(), masked, pairs, tokens, stops > 0)
 
 
@@ -176,13 +183,10 @@ def _result(
 
 
 def _unwrap(module: nn.Module) -> Model:
-    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    shared = isinstance(module, DistributedDataParallel | Replicated)
+    inner = module.module if shared else module
     assert isinstance(inner, Pretraining)
     return inner.model
-
-
-def _pools(module: nn.Module) -> bool:
-    return _unwrap(module).pools
 
 
 def flops_per_token(model: Model, max_length: int, mlm_probability: float) -> float:

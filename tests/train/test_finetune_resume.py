@@ -146,9 +146,12 @@ def kill_at_random(arguments: list[str], out: Path, kills: int, steps: int) -> i
         assert code == -signal.SIGKILL, out.with_suffix(".err").read_text()
 
 
-def assert_killed_equals_straight(model: Path, folder: Path, kills: int, epochs: int) -> None:
+def assert_killed_equals_straight(
+    model: Path, folder: Path, kills: int, epochs: int, replicas: int = 1
+) -> None:
     train, dev = write_files("classify", folder, 160, 30)
     settings = [f"train.epochs={epochs}", "checkpoint.every_steps=4", "train.adversarial=fgm"]
+    settings.append(f"train.replicas={replicas}")
 
     def arguments(out: str) -> list[str]:
         return ["classify", *map(str, (model, train, dev, folder / out)), *settings]
@@ -160,5 +163,6 @@ def assert_killed_equals_straight(model: Path, folder: Path, kills: int, epochs:
 
 
 @pytest.mark.slow
-def test_killed_many_times(model: Path, tmp_path: Path) -> None:
-    assert_killed_equals_straight(model, tmp_path, kills=15, epochs=32)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_killed_many_times(replicas: int, model: Path, tmp_path: Path) -> None:
+    assert_killed_equals_straight(model, tmp_path, kills=15, epochs=32, replicas=replicas)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "adamw": {"train__steps": 14, "train__optimizer": "adamw"},
     "muon": {"train__steps": 14, "train__optimizer": "muon"},
     "mlm, words": {"train__steps": 14, "data__objective": "mlm", "data__masking": "word"},
+    "replicas": {"train__steps": 14, "train__replicas": 2, "train__dropout": 0.1},
     "checkpointed": {
         "train__steps": 14,
         "train__gradient_checkpointing": True,
@@ -64,8 +66,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_interrupted_equals_uninterrupted(
-    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name == "replicas":  # a thread for each
+        request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+        torch.set_num_threads(2)
     recipe = small_recipe(**RECIPES[name], checkpoint__every_steps=3)
     assert run(data, tmp_path / "straight", recipe)
     out = tmp_path / "broken"
@@ -253,14 +262,9 @@ def test_killed_at_random_with_two_threads(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compiled", ["off", "on"])
-def test_killed_twenty_times_with_two_threads(compiled: str, data: Path, tmp_path: Path) -> None:
-    settings = [
-        "train.steps=400",
-        "train.dropout=0.1",
-        "checkpoint.every_steps=5",
-        f"train.compile={compiled}",
-    ]
+@pytest.mark.parametrize("how", ["train.compile=off", "train.compile=on", "train.replicas=2"])
+def test_killed_twenty_times_with_two_threads(how: str, data: Path, tmp_path: Path) -> None:
+    settings = ["train.steps=400", "train.dropout=0.1", "checkpoint.every_steps=5", how]
     with sitting(data, tmp_path / "straight", settings) as process:
         assert process.wait() == 0
     kills = 20
