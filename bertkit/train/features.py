@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertkit.data.order import cut_evenly, hash_u64, permutation
+from bertkit.data.collate import split_evenly
+from bertkit.data.order import hash_u64, permutation
 from bertkit.tasks.task import Feature, Task, TaskBatch
 from bertkit.train.log import counted
 
@@ -260,7 +261,7 @@ def _repeated(members: Ints, wanted: int, seed: int, epoch: int) -> Ints:
 
 
 def split_step(store: FeatureStore, examples: Ints, world: int, micro_tokens: int) -> list[Ints]:
-    """One step's examples as micro-batches, a multiple of the ranks; some may be empty.
+    """One step's examples as micro-batches of like size; a multiple of the ranks, some empty.
 
     Neither their number, nor the ranks, nor replicas change which examples a step holds.
 
@@ -274,8 +275,7 @@ def split_step(store: FeatureStore, examples: Ints, world: int, micro_tokens: in
     least = -(-int(tokens.sum()) // micro_tokens) if micro_tokens else 1
     pieces = world * max(1, -(-least // world))
     while True:
-        bounds = cut_evenly(tokens, pieces)
-        parts = [examples[a:b] for a, b in pairwise(bounds)]
+        parts = [examples[np.sort(part)] for part in split_evenly(tokens, pieces)]
         whole = not micro_tokens or all(
             len(part) < 2 or store.tokens[part].sum() <= micro_tokens for part in parts
         )

@@ -127,9 +127,9 @@ def _finetune_one(
                 return done
             stack.enter_context(only_one(out, machine))
             run = prepare_run(task, place, recipe, machine, resume, progress)
-        stack.enter_context(run.log)
+            stack.enter_context(run.log)
+            try_metric(run)
         stack.enter_context(stop_signals(run))
-        try_metric(run)
         announce(run, place.first)
         _loop(run)
         _save(run)

@@ -260,7 +260,9 @@ def leaving_nothing_if_refused(out: Path, machine: Runtime) -> Iterator[None]:
 
 
 def _take_back(out: Path, made: list[Path]) -> None:
-    saved, old = out / "recipe.toml", _replaced(out)
+    saved, old, log = out / "recipe.toml", _replaced(out), out / "log.jsonl"
+    if log.exists() and not log.stat().st_size:
+        log.unlink()
     if out.exists() and list(out.iterdir()) not in ([], [saved]):
         return
     saved.unlink(missing_ok=True)

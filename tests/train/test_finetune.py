@@ -496,6 +496,7 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         run(model, texts, tmp_path / "run", task=task, recipe=quick(**settings))
+    assert not (tmp_path / "run").exists()
 
 
 def test_rows_that_cannot_work_are_refused(model: Path, tmp_path: Path) -> None:
