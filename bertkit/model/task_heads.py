@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bertkit.batch import Batch
 from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import ConfigError, DataError
+from bertkit.model.dropout import Dropout
 from bertkit.model.heads import OneHead, OneLoss
 from bertkit.model.losses import mean_cross_entropy
 from bertkit.model.outputs import AnswerOutput, Asked, LogitsOutput, Wants
@@ -29,9 +30,7 @@ class WithClassifier(OneLoss):
     def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         probability = config.classifier_dropout
-        self.dropout = nn.Dropout(
-            config.hidden_dropout_prob if probability is None else probability
-        )
+        self.dropout = Dropout(config.hidden_dropout_prob if probability is None else probability)
         self.classifier = nn.Linear(config.hidden_size, self.outputs(config))
         self.post_init()
 

@@ -64,7 +64,7 @@ def _fault(machine: Runtime, train: AnyTrain, compiled: bool) -> str:
         "ranks share the step already": machine.world > 1,
         f"threads are {machine.threads}": (train.replicas or 2) > machine.threads,
         "layers are compiled, which replicas cannot share": compiled,
-        "gradient_checkpointing repeats the masks of one thread only": train.gradient_checkpointing,
+        "train.gradient_checkpointing=true allows one only": train.gradient_checkpointing,
         "train.loss=dice is one figure of all examples": getattr(train, "loss", "") == "dice",
     }
     return next((fault for fault, true in faults.items() if true), "")

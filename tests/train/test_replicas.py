@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bertkit
 from bertkit.batch import PretrainBatch
+from bertkit.checkpoint.config import BertConfig
 from bertkit.errors import UsageError
+from bertkit.model.dropout import Dropout
 from bertkit.runtime import Runtime
 from bertkit.settings import TaskTrainSettings, TrainSettings
 from bertkit.train.finetune import finetune
@@ -153,6 +156,7 @@ def test_asked_to_stop_the_step_is_dropped(data: Path) -> None:
         forward_backward(module, batches, TWO, asked=asked)
 
 
+HEADS = [name for name in bertkit.__all__ if name.startswith("BertFor") or "Crf" in name]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -181,7 +185,7 @@ def test_two_where_they_pay(machine: Runtime, hidden: int, tokens: int, count: i
         (replace(TWO, world=2), TrainSettings(replicas=2), False, "ranks share"),
         (TWO, TrainSettings(replicas=3), False, "threads are 2"),
         (TWO, TrainSettings(replicas=2), True, "compiled"),
-        (TWO, TrainSettings(replicas=2, gradient_checkpointing=True), False, "masks"),
+        (TWO, TrainSettings(replicas=2, gradient_checkpointing=True), False, "allows one"),
         (TWO, TaskTrainSettings(replicas=2, loss="dice"), False, "dice"),
     ],
 )
@@ -195,12 +199,36 @@ def test_where_there_can_be_one_only_it_is_said(
     assert with_replicas(machine, train, compiled, 768, 9000).replicas == (2 if fits else 1)
 
 
+def test_every_dropout_of_every_model_draws_in_its_own_thread() -> None:
+    """torch's nn.Dropout draws by the generator that threads share: bits would depend on luck."""
+    config = BertConfig.of_size("tiny", vocab_size=99)
+    for name in HEADS:
+        parts = [m for m in getattr(bertkit, name)(config).modules() if isinstance(m, nn.Dropout)]
+        assert parts
+        assert {type(part) for part in parts} == {Dropout}
+
+
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "classify": ("classify", {"train__adversarial": "fgm"}),
     "tag": ("tag", {"data__crf": True, "data__max_length": 32, "train__lora_rank": 4}),
     "qa": ("qa", {"data__max_length": 24, "data__doc_stride": 6, "train__freeze_layers": 1}),
     "choose": ("choose", {"train__micro_tokens": 200}),
 }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_fine_tuned_twice_with_dropout_it_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
+    """Nothing is drawn from torch's own generator, which the threads share."""
+    task, settings = TASKS[name]
+    model = write_model(tmp_path / "model")
+    train, dev = write_files(task, tmp_path, 33, 10)
+    recipe = quick(train__replicas=2, train__epochs=1, train__dropout=0.3, **settings)
+    ends = []
+    for turn in ("one", "two"):
+        finetune(task, model, train, dev, None, tmp_path / turn, recipe, device="cpu", quiet=True)
+        log = read_log(tmp_path / turn / "log.jsonl")
+        ends.append([line["loss"] for line in log if line["event"] == "train"])
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("name", TASKS)
