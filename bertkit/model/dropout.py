@@ -83,8 +83,7 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
 def _keep_mask(like: Tensor, p: float) -> Tensor:
     # Seeded by torch's generator, so that torch.manual_seed decides these masks as well.
     seed = int(torch.randint(1 << 62, (), generator=_SOURCE.generator))
-    draw = np.random.Generator(np.random.SFC64(seed)).integers  # random_raw takes thrice as long
-    words = draw(1 << 64, size=-(-like.numel() // 4), dtype=np.uint64)
+    words = np.random.SFC64(seed).random_raw(-(-like.numel() // 4))
     bits = torch.from_numpy(words.view(np.int16)[: like.numel()]).view(like.shape)
     mask = torch.empty(like.shape, dtype=like.dtype)
     torch.ge(bits, round(p * _LEVELS) - _LEVELS // 2, out=mask)

@@ -16,8 +16,8 @@ from bertkit.runtime import Runtime, step_seed
 from bertkit.tasks.task import TaskBatch
 from bertkit.train.adversarial import adversarial_passes
 from bertkit.train.objectives import Objective
-from bertkit.train.replicas import Replicated, each_part
-from bertkit.train.step import wrapped
+from bertkit.train.replicas import each_part
+from bertkit.train.step import unwrapped, wrapped
 
 
 class Finetuning(nn.Module):
@@ -82,8 +82,7 @@ def forward_backward(
         seeds: (seed, step), from which dropout's seed derives.
         stop: whether this rank was asked to stop; told to all.
     """
-    shared = isinstance(module, DistributedDataParallel | Replicated)
-    inner = module.module if shared else module
+    inner = unwrapped(module)
     assert isinstance(inner, Finetuning)
     objective = inner.objective
     real = [micro.batch for micro in parts if micro.counts]

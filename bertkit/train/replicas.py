@@ -1,9 +1,9 @@
 """Replicas: copies of a model that share its numbers, each with gradients and a thread of its own.
 
 The threads of one matrix product wait for each other after it, some hundred times a step; replicas,
-each with a share of the step's examples, wait once. On two Zen 3 cores in fp32 BERT-base trains 15%
-faster with two of them and steps of 4,096 tokens, 5% with 2,048 and 1% slower with 1,024; mini 5%
-faster with 4,096 and 10% slower with 1,024 (docs/en/log.md).
+each with a share of the step's examples, wait once. On two Zen 3 cores in fp32 BERT-base trains
+5-15% faster with two of them in steps of 2,048 tokens and more, 1% slower with 1,024; mini -1 to 7%
+faster from 2,048 tokens on, 10% slower with 1,024 (docs/en/log.md).
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def forward_backward(
         if machine.world == 1 and asked():
             raise StepDropped
         seed_masks(step_seed(seed, step, number * machine.world + machine.rank))
-        readers = batch.readers(first=_unwrap(module).pools).to(machine.device)
+        readers = batch.readers(first=_model_of(module).pools).to(machine.device)
         if isinstance(module, DistributedDataParallel):
             module.require_backward_grad_sync = number == len(parts) - 1
         with machine.autocast():
@@ -147,7 +147,7 @@ def forward_backward(
 @torch.no_grad()
 def evaluate(module: nn.Module, batches: Sequence[PretrainBatch], machine: Runtime) -> StepResult:
     """The figures of fixed batches with dropout off; each rank takes its share."""
-    model = _unwrap(module)
+    model = _model_of(module)
     was_training = model.training
     model.eval()
     totals = torch.zeros(7, dtype=torch.float64, device=machine.device)
@@ -182,9 +182,14 @@ def _result(
     )
 
 
-def _unwrap(module: nn.Module) -> Model:
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What `wrapped` made of the model, for ranks and replicas or alone."""
     shared = isinstance(module, DistributedDataParallel | Replicated)
-    inner = module.module if shared else module
+    return module.module if shared else module  # type: ignore[return-value]
+
+
+def _model_of(module: nn.Module) -> Model:
+    inner = unwrapped(module)
     assert isinstance(inner, Pretraining)
     return inner.model
 
